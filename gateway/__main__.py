@@ -1,0 +1,52 @@
+"""`python -m gateway`: parse, bind, run."""
+
+import asyncio
+import sys
+
+import grpc
+from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
+
+from services.common.channels import open_channel
+from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.logs import configure_logging
+from services.common.server import install_stop_signals, serve
+from services.common.settings import parse_command_line
+
+from .rooms import Rooms
+from .service import ChatService
+from .settings import GatewaySettings
+from .template import TemplateUnusableError
+from .tokenization import TokenizerError
+
+SERVICE_NAME = chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name
+
+
+def main() -> None:
+    """Read the settings, serve until stopped. Exits with 2 when the settings or the checkpoint cannot be used."""
+    settings = parse_command_line(GatewaySettings, "The gateway: chat requests in, text out.")
+    configure_logging("gateway")
+    try:
+        asyncio.run(run(settings))
+    except (CheckpointError, TemplateUnusableError, TokenizerError, ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = install_stop_signals(asyncio.get_running_loop())
+    checkpoint = Checkpoint.open(settings.model)
+    async with open_channel(settings.encoder) as encoder, open_channel(settings.decoder) as decoder:
+        rooms = Rooms(settings, checkpoint, encoder, decoder)
+
+        def register(server: grpc.aio.Server) -> None:
+            chat_service_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(settings, rooms), server)
+
+        try:
+            await serve(settings, register, [SERVICE_NAME], stop=stop)
+        finally:
+            await rooms.close()
+
+
+if __name__ == "__main__":
+    main()

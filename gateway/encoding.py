@@ -1,0 +1,198 @@
+"""A media item's embeddings on their way to the decoder: by reference where a shared cache has them, else in chunks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import grpc
+from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2, encoder_service_pb2_grpc
+
+from services.common.cache.base import EmbeddingCache
+from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES
+from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation, from_rpc_error
+
+from .caller import Caller
+from .media import MediaItem
+
+Message = decoder_service_pb2.GenerateRequest
+Write = Callable[[Message], Awaitable[None]]
+
+MAX_TRIES = 2
+
+HIT = content_pb2.CACHE_RESULT_HIT
+MISS = content_pb2.CACHE_RESULT_MISS
+PARTIAL = content_pb2.CACHE_RESULT_PARTIAL
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeJob:
+    """One item to be encoded for the decoder. `index`: its place in the prompt. `width`: values a row must have."""
+
+    caller: Caller
+    item: MediaItem
+    index: int
+    media_key: bytes
+    width: int
+
+
+class Encoding:
+    """Finds or makes embeddings. Requests for the same media at the same time encode once."""
+
+    def __init__(self, stub: encoder_service_pb2_grpc.EncoderServiceStub, cache: EmbeddingCache) -> None:
+        self._stub = stub
+        self._cache = cache
+        self._flights = _Flights()
+
+    async def find(self, item: MediaItem, media_key: bytes, width: int) -> list[bytes] | None:
+        """The slice keys of an item of which the shared cache has everything."""
+        if not self._cache.shared:
+            return None
+        manifest = await self._cache.get_manifest(media_key)
+        if manifest is None or (manifest.grid, manifest.width) != (item.plan.grid, width):
+            return None
+        keys = list(manifest.slice_keys)
+        complete = len(keys) == item.plan.grid[0] and all(await self._cache.has_slices(keys))
+        return keys if complete else None
+
+    async def send(self, job: EncodeJob, write: Write, *, inline: bool) -> content_pb2.CacheResult:
+        """Give the decoder one item's embeddings; `inline` sends the rows themselves. Says where they came from."""
+        if not inline and await self._send_reference(job, write):
+            return HIT
+        return await self._encode(job, write, inline=inline)
+
+    async def _send_reference(self, job: EncodeJob, write: Write) -> bool:
+        keys = await self.find(job.item, job.media_key, job.width)
+        if keys is None:
+            return False
+        await write(_reference(job, keys))
+        return True
+
+    async def _encode(self, job: EncodeJob, write: Write, *, inline: bool) -> content_pb2.CacheResult:
+        """At most two tries, and another only when the encoder was not there. Rows already sent are not sent again."""
+        rows = _Rows(job, write)
+        for tries_left in reversed(range(MAX_TRIES)):
+            try:
+                return await self._try_encode(job, write, rows, inline=inline)
+            except grpc.aio.AioRpcError as error:
+                known = _at_field(from_rpc_error(error, "encoder"), job.item.field)
+                if not tries_left or not isinstance(known, ServiceUnavailable):
+                    raise known from error
+        raise AssertionError("unreachable")
+
+    async def _try_encode(
+        self, job: EncodeJob, write: Write, rows: "_Rows", *, inline: bool
+    ) -> content_pb2.CacheResult:
+        async with self._flights.of(job.media_key) as waited:
+            if waited and not inline and await self._send_reference(job, write):
+                return HIT
+            call = self._stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
+            try:
+                manifest = await _manifest(call, job)
+            except BaseException:
+                call.cancel()
+                raise
+        try:
+            if manifest.stored and not inline:
+                await write(_reference(job, manifest.slice_keys))
+            else:
+                await rows.relay(call, manifest)
+        finally:
+            call.cancel()
+        return _result(manifest)
+
+
+class _Rows:
+    """One item's rows on their way to the decoder, held a chunk at a time."""
+
+    def __init__(self, job: EncodeJob, write: Write) -> None:
+        self._job = job
+        self._write = write
+        self._num_sent = 0
+
+    async def relay(self, call: "_EncodeCall", manifest: encoder_service_pb2.Manifest) -> None:
+        """Pass on what has not been sent yet. Raises DiptychError when rows are missing."""
+        async for response in call:
+            chunk = response.chunk
+            if chunk.byte_offset > self._num_sent:
+                raise DiptychError(metadata={"service": "encoder"})
+            if new := chunk.data[self._num_sent - chunk.byte_offset :]:
+                await self._write(_chunk(self._job, self._num_sent, new))
+                self._num_sent += len(new)
+        if self._num_sent != self._job.item.plan.num_tokens * manifest.width * DTYPE_BYTES[manifest.dtype]:
+            raise DiptychError(metadata={"service": "encoder"})
+
+
+class _Flights:
+    """One encode of the same media at a time: the next in line looks into the cache first."""
+
+    def __init__(self) -> None:
+        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def of(self, media_key: bytes) -> AsyncIterator[bool]:
+        """Hold the media's turn; yields whether somebody else had it first."""
+        lock, num_users = self._locks.get(media_key, (asyncio.Lock(), 0))
+        self._locks[media_key] = (lock, num_users + 1)
+        try:
+            async with lock:
+                yield num_users > 0
+        finally:
+            lock, num_users = self._locks.pop(media_key)
+            if num_users > 1:
+                self._locks[media_key] = (lock, num_users - 1)
+
+
+_EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
+
+
+async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_service_pb2.EncodeRequest]:
+    item, plan = job.item, job.item.plan
+    header = encoder_service_pb2.EncodeHeader(
+        request_id=job.caller.request_id,
+        tenant=job.caller.tenant,
+        kind=item.kind,
+        file_sizes=[len(file) for file in item.files],
+        resized_height=plan.height,
+        resized_width=plan.width,
+        frame_indices=plan.frame_indices,
+        grid=item.grid,
+        media_key=job.media_key,
+        inline_embeddings=inline,
+    )
+    yield encoder_service_pb2.EncodeRequest(header=header)
+    for file in item.files:
+        for start in range(0, len(file), MAX_CHUNK_BYTES):
+            yield encoder_service_pb2.EncodeRequest(chunk=file[start : start + MAX_CHUNK_BYTES])
+
+
+async def _manifest(call: _EncodeCall, job: EncodeJob) -> encoder_service_pb2.Manifest:
+    """The encoder's first word, which must fit the plan."""
+    first = await call.read()
+    if not isinstance(first, encoder_service_pb2.EncodeResponse) or first.WhichOneof("message") != "manifest":
+        raise DiptychError(metadata={"service": "encoder"})
+    manifest = first.manifest
+    if manifest.grid != job.item.grid or manifest.width != job.width or manifest.dtype not in DTYPE_BYTES:
+        raise DiptychError(metadata={"service": "encoder"})
+    return manifest
+
+
+def _reference(job: EncodeJob, slice_keys: Iterable[bytes]) -> Message:
+    return Message(reference=embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys))
+
+
+def _chunk(job: EncodeJob, byte_offset: int, data: bytes) -> Message:
+    return Message(chunk=embedding_pb2.EmbeddingChunk(media_index=job.index, byte_offset=byte_offset, data=data))
+
+
+def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:
+    if manifest.num_cached_slices == 0:
+        return MISS
+    return HIT if manifest.num_cached_slices == manifest.grid.t else PARTIAL
+
+
+def _at_field(error: DiptychError, field: str) -> DiptychError:
+    """What the encoder refuses is said of the item in the client's request."""
+    if not isinstance(error, InvalidRequest):
+        return error
+    return InvalidRequest([Violation(field, violation.description, violation.reason) for violation in error.violations])

@@ -1,0 +1,90 @@
+"""One request's journey, top to bottom: validate, load media, build the prompt, look up or encode, decode, answer."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from diptych.v1 import chat_service_pb2, content_pb2, generation_pb2
+
+from services.common.errors import PromptTooLong
+
+from .answer import Answer
+from .caller import Caller
+from .decoding import DecodeJob
+from .media import MediaItem
+from .prompt import Prompt
+from .rooms import Rooms
+from .stopwatch import Stopwatch
+from .turns import turns_of
+from .validation import require_valid
+
+Event = chat_service_pb2.Started | chat_service_pb2.TextDelta | chat_service_pb2.Finished
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A valid conversation as the model's input; nothing is encoded yet."""
+
+    items: list[MediaItem]
+    prompt: Prompt
+
+
+class Pipeline:
+    """The journey. `rooms` are the gateway's parts, one for each step."""
+
+    def __init__(self, rooms: Rooms) -> None:
+        self._rooms = rooms
+
+    async def prepare(
+        self, conversation: content_pb2.Conversation, generation: generation_pb2.Generation | None, caller: Caller
+    ) -> Prepared:
+        """Steps 2, 3 and 6: what is wrong, the media and their plans, the ids. Needs no other service."""
+        rooms = self._rooms
+        require_valid(conversation, generation, rooms.limits, rooms.vocab_size)
+        items = await caller.deadline.bound(rooms.media.load(conversation, rooms.tenant_key(caller)))
+        turns = turns_of(conversation, items)
+        prompt = await asyncio.to_thread(rooms.prompts.build, turns, add_vision_id=conversation.add_vision_id)
+        return Prepared(items, prompt)
+
+    async def run(
+        self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
+    ) -> AsyncGenerator[Event]:
+        """`Started`, deltas, `Finished` last and once. Raises DiptychError; closing it cancels the work behind it."""
+        rooms, watch = self._rooms, Stopwatch()
+        prepared = await self.prepare(conversation, asked, caller)
+        watch.lap("media_ms")
+        job, generation = await self._plan(prepared, asked, caller)
+        remembering = rooms.remember(prepared.items, caller)
+        yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
+
+        answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
+        finished = None
+        async with aclosing(rooms.decoding.generate(job)) as responses:
+            async for response in responses:
+                watch.first("time_to_first_token_ms")
+                if response.WhichOneof("event") == "finished":
+                    finished = response.finished
+                    deltas = answer.finish(finished)
+                else:
+                    deltas = answer.add(response.tokens)
+                for delta in deltas:
+                    yield delta
+                if answer.is_over:
+                    break  # a stop string ended the last choice: leaving cancels the decoder's work
+        await remembering
+        yield rooms.reports.finished(prepared.prompt, answer, finished, job, watch)
+
+    async def _plan(
+        self, prepared: Prepared, asked: generation_pb2.Generation, caller: Caller
+    ) -> tuple[DecodeJob, generation_pb2.Generation]:
+        """What the decoder shall do, refused here if it does not fit: before anything is encoded."""
+        rooms, num_tokens = self._rooms, len(prepared.prompt.token_ids)
+        decoder = await caller.deadline.bound(rooms.capabilities.decoder())
+        longest = rooms.longest_prompt(decoder.max_context_tokens)
+        if num_tokens > longest:
+            raise PromptTooLong(num_tokens, longest)
+        generation = rooms.generation.effective(asked, decoder.max_context_tokens - num_tokens)
+        jobs = await rooms.encode_jobs(prepared.items, decoder, caller) if prepared.items else []
+        prompt = rooms.decoder_prompt(prepared.prompt, jobs, generation, decoder, caller)
+        return DecodeJob(caller, prompt, jobs, inline=decoder.cache != "redis"), generation

@@ -1,0 +1,115 @@
+"""The gateway's settings: its addresses, what it may reach, and the operator's defaults and ceilings."""
+
+import ipaddress
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.server import ServerSettings
+from services.common.settings import CommaSeparated, CommonSettings
+
+_MIB = 1 << 20
+_TOKEN_PIXELS = 28 * 28
+
+
+class Limits(BaseSettings):
+    """The most that one request may ask for."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
+
+    max_messages: int = Field(1000, gt=0, description="Turns in a conversation.")
+    max_parts: int = Field(1000, gt=0, description="Parts in a turn.")
+    max_media: int = Field(128, ge=0, description="Images and videos in a conversation.")
+    max_media_bytes: int = Field(64 * _MIB, gt=0, description="Bytes of one picture or video.")
+    max_request_media_bytes: int = Field(256 * _MIB, gt=0, description="Bytes of all media of a request.")
+    max_text_chars: int = Field(1_000_000, gt=0, description="Characters of text in a conversation.")
+    max_prompt_tokens: int = Field(0, ge=0, description="Tokens of a prompt; 0 is what the context holds.")
+    max_completion_tokens: int = Field(8192, gt=0, description="Tokens of an answer; also when none are named.")
+    max_image_pixels: int = Field(16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in an image.")
+    max_frame_pixels: int = Field(16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in a frame.")
+    max_video_pixels: int = Field(128_000 * _TOKEN_PIXELS, gt=0, description="Pixels of all frames of a video.")
+    max_video_frames: int = Field(768, ge=2, description="Frames used of a video.")
+    max_video_fps: float = Field(120.0, gt=0, description="Frames sampled per second of a video.")
+    max_batch_items: int = Field(256, gt=0, description="Conversations in a batch.")
+    max_choices: int = Field(16, gt=0, description="Answers to one prompt.")
+    max_top_logprobs: int = Field(20, ge=0, description="Alternatives reported at each token.")
+    max_logit_biases: int = Field(1024, ge=0, description="Entries of logit_bias.")
+    max_stops: int = Field(16, ge=0, description="Stop strings, and stop ids.")
+    max_stop_chars: int = Field(256, gt=0, description="Characters of a stop string.")
+    max_structure_chars: int = Field(65_536, gt=0, description="Characters of a schema, expression, choice or grammar.")
+
+
+class MediaDefaults(BaseSettings):
+    """The operator's values for options that a request leaves unset; unset here too, the checkpoint's hold."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
+
+    image_min_pixels: int | None = Field(None, gt=0, description="Least pixels of an image.")
+    image_max_pixels: int | None = Field(None, gt=0, description="Most pixels of an image.")
+    video_min_pixels: int | None = Field(None, gt=0, description="Least pixels of a video's frame.")
+    video_max_pixels: int | None = Field(None, gt=0, description="Most pixels of a video's frame.")
+    video_total_pixels: int | None = Field(None, gt=0, description="Pixels of all frames of a video.")
+    video_fps: float | None = Field(None, gt=0, description="Frames sampled per second of a video.")
+
+
+class FetchSettings(BaseSettings):
+    """Which URIs the gateway follows; none unless configured."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
+
+    file_roots: CommaSeparated = Field((), description="Folders under which file: URIs may point.")
+    allow_http: bool = Field(False, description="Fetch http: and https: URIs.")
+    fetch_hosts: CommaSeparated = Field((), description="Hosts that may be fetched from; any if empty.")
+    fetch_networks: CommaSeparated = Field((), description="Networks that may be fetched from though not public.")
+    fetch_timeout_s: float = Field(10.0, gt=0, description="Seconds that one fetch may take, redirects included.")
+    fetch_max_redirects: int = Field(3, ge=0, description="Redirects that are followed.")
+
+    @field_validator("file_roots")
+    @classmethod
+    def _existing_folders(cls, roots: tuple[str, ...]) -> tuple[str, ...]:
+        for root in roots:
+            if not Path(root).is_dir():
+                raise ValueError(f"{root} is not a folder")
+        return tuple(str(Path(root).resolve()) for root in roots)
+
+    @field_validator("fetch_networks")
+    @classmethod
+    def _networks(cls, networks: tuple[str, ...]) -> tuple[str, ...]:
+        for network in networks:
+            ipaddress.ip_network(network)
+        return networks
+
+
+class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, FetchSettings):
+    """All of the gateway's settings."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix="DIPTYCH_GATEWAY_", validate_by_name=True, extra="forbid", env_ignore_empty=True
+    )
+
+    encoder: str = Field(description="Encoder: host:port, IP addresses with commas, or dns:///.")
+    decoder: str = Field(description="Decoder: host:port, IP addresses with commas, or dns:///.")
+    max_message_bytes: int = Field(64 * _MIB, ge=_MIB, description="Largest message that is accepted.")
+    greedy_default: bool = Field(False, description="Temperature 0 for requests that name none.")
+    max_request_s: float = Field(600.0, gt=0, description="Seconds that a request may take.")
+    batch_concurrency: int = Field(16, gt=0, description="Conversations of one batch that run at once.")
+    media_memory_bytes: int = Field(256 * _MIB, gt=0, description="Bytes of media kept here for want of a cache.")
+
+    @field_validator("encoder", "decoder")
+    @classmethod
+    def _target(cls, address: str) -> str:
+        return target_of(address)
+
+
+def target_of(address: str) -> str:
+    """The gRPC target of one address as it is, of several with commas as a list. ValueError unless those are IPv4."""
+    addresses = [part.strip() for part in address.split(",") if part.strip()]
+    if len(addresses) < 2:
+        return address.strip()
+    for one in addresses:
+        try:
+            ipaddress.IPv4Address(one.rpartition(":")[0])
+        except ValueError as error:
+            raise ValueError(f"{one} in a list of several is not an IPv4 address and a port") from error
+    return "ipv4:" + ",".join(addresses)

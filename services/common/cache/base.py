@@ -1,0 +1,211 @@
+"""The embedding cache: what services see, over a store of plain bytes.
+
+Whatever happens to the store, an answer stays right: a failure is a miss, a failed write is False, and a value that
+does not verify is deleted and is a miss. Slices are written first and their manifest last, so that a manifest never
+names what was not written.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import structlog
+
+from services.common.embedding import (
+    CachedManifest,
+    CorruptValue,
+    NotFinite,
+    Slice,
+    pack_manifest,
+    pack_slice,
+    unpack_manifest,
+    unpack_slice,
+)
+from services.common.keys import digest_of, upload_key
+
+THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event loop
+
+log = structlog.get_logger()
+T = TypeVar("T")
+
+
+class StoreError(Exception):
+    """The store did not do what it was asked: down, slow, full or read-only."""
+
+
+class StoreDown(StoreError):  # noqa: N818
+    """The store is known not to work at present, and was not asked."""
+
+
+class ByteStore(Protocol):
+    """Keys and values of bytes with one absolute time to live. Every method but close may raise StoreError."""
+
+    shared: bool
+
+    async def get(self, keys: Sequence[str]) -> list[bytes | None]: ...
+    async def contains(self, keys: Sequence[str]) -> list[bool]: ...
+    async def put(self, values: Mapping[str, bytes]) -> None: ...
+    async def delete(self, keys: Sequence[str]) -> None: ...
+    async def ping(self) -> None: ...
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counted since the cache was opened. A look-up that failed is a miss and an error."""
+
+    hits: int
+    misses: int
+    errors: int
+    corrupt: int
+    bytes_read: int
+    bytes_written: int
+
+
+class EmbeddingCache:
+    """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store."""
+
+    def __init__(self, store: ByteStore) -> None:
+        self._store = store
+        self._hits = self._misses = self._errors = self._corrupt = self._bytes_read = self._bytes_written = 0
+
+    @property
+    def shared(self) -> bool:
+        """Whether other processes see what is put here."""
+        return self._store.shared
+
+    async def get_manifest(self, media_key: bytes) -> CachedManifest | None:
+        """The manifest of a media item, None when it is not cached."""
+        return (await self._get([_manifest(media_key)], unpack_manifest))[0]
+
+    async def get_slices(self, slice_keys: Sequence[bytes]) -> list[Slice | None]:
+        """One entry a key, None where it is not cached."""
+        return await self._get([_slice(key) for key in slice_keys], unpack_slice)
+
+    async def has_slices(self, slice_keys: Sequence[bytes]) -> list[bool]:
+        """Whether each slice is cached now, without reading it."""
+        if not slice_keys:
+            return []
+        try:
+            return await self._store.contains([_slice(key) for key in slice_keys])
+        except StoreError as error:
+            self._failed("contains", error)
+            return [False] * len(slice_keys)
+
+    async def put_slices(self, slices: Mapping[bytes, Slice]) -> bool:
+        """True only when the store acknowledged them all. Rows with NaN or infinity are never written."""
+        try:
+            values = await _off_loop(
+                sum(len(part.data) for part in slices.values()),
+                lambda: {_slice(key): _packed(part) for key, part in slices.items()},
+            )
+        except NotFinite as error:
+            self._failed("pack", error)
+            return False
+        return await self._put(values)
+
+    async def put_manifest(self, media_key: bytes, manifest: CachedManifest) -> bool:
+        """To be called after `put_slices` has returned True for all of its slices."""
+        return await self._put({_manifest(media_key): pack_manifest(manifest)})
+
+    async def put_media(self, tenant_key: bytes, digest: str, data: bytes) -> bool:
+        """Keep media so that the tenant can name it by `digest` ("sha256:…") later."""
+        return await self._put({_upload(tenant_key, digest): data})
+
+    async def get_media(self, tenant_key: bytes, digest: str) -> bytes | None:
+        """Media that the tenant has sent before, None when it is gone."""
+
+        def verified(value: bytes) -> bytes:
+            if digest_of(value) != digest:
+                raise CorruptValue("digest")
+            return value
+
+        return (await self._get([_upload(tenant_key, digest)], verified))[0]
+
+    async def ping(self) -> bool:
+        """Whether the store answers now."""
+        try:
+            await self._store.ping()
+        except StoreError as error:
+            self._failed("ping", error)
+            return False
+        return True
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._store.close()
+
+    def stats(self) -> CacheStats:
+        """What has happened so far."""
+        counts = (self._hits, self._misses, self._errors, self._corrupt, self._bytes_read, self._bytes_written)
+        return CacheStats(*counts)
+
+    async def _get(self, keys: Sequence[str], unpack: Callable[[bytes], T]) -> list[T | None]:
+        if not keys:
+            return []
+        try:
+            values = await self._store.get(keys)
+        except StoreError as error:
+            self._failed("get", error)
+            values = [None] * len(keys)
+        size = sum(len(value) for value in values if value is not None)
+        found = await _off_loop(size, lambda: [_verified(value, unpack) for value in values])
+        self._bytes_read += size
+        self._hits += sum(value is not None for value in found)
+        self._misses += sum(value is None for value in found)
+        await self._discard([k for k, v, f in zip(keys, values, found, strict=True) if v is not None and f is None])
+        return found
+
+    async def _put(self, values: Mapping[str, bytes]) -> bool:
+        try:
+            await self._store.put(values)
+        except StoreError as error:
+            self._failed("put", error)
+            return False
+        self._bytes_written += sum(len(value) for value in values.values())
+        return True
+
+    async def _discard(self, keys: Sequence[str]) -> None:
+        """Delete values that did not verify."""
+        if not keys:
+            return
+        self._corrupt += len(keys)
+        log.warning("corrupt values in the cache", num_items=len(keys))
+        try:
+            await self._store.delete(keys)
+        except StoreError as error:
+            self._failed("delete", error)
+
+    def _failed(self, operation: str, error: Exception) -> None:
+        self._errors += 1
+        if isinstance(error, StoreDown):
+            return  # said when it went down
+        log.warning("cache failed", operation=operation, reason=type(error.__cause__ or error).__name__)
+
+
+async def _off_loop(num_bytes: int, work: Callable[[], T]) -> T:
+    return await asyncio.to_thread(work) if num_bytes >= THREAD_BYTES else work()
+
+
+def _verified(value: bytes | None, unpack: Callable[[bytes], T]) -> T | None:
+    try:
+        return None if value is None else unpack(value)
+    except CorruptValue:
+        return None
+
+
+def _packed(part: Slice) -> bytes:
+    return b"".join(pack_slice(part.data, part.num_rows, part.width, part.dtype))
+
+
+def _manifest(key: bytes) -> str:
+    return f"diptych:manifest:{key.hex()}"
+
+
+def _slice(key: bytes) -> str:
+    return f"diptych:slice:{key.hex()}"
+
+
+def _upload(tenant_key: bytes, digest: str) -> str:
+    return f"diptych:media:{upload_key(tenant_key, digest).hex()}"

@@ -1,0 +1,59 @@
+"""A store in this process alone: least recently used values go first when it is full, all go when their time is up."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+
+from services.common.cache.base import StoreError
+
+
+class MemoryStore:
+    """At most `max_bytes` of values, each for `ttl_s` seconds by `clock`."""
+
+    shared = False
+
+    def __init__(self, *, ttl_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ttl_s, self._max_bytes, self._clock = ttl_s, max_bytes, clock
+        self._values: OrderedDict[str, tuple[float, bytes]] = OrderedDict()  # least recently used first
+        self._num_bytes = 0
+
+    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        return [self._read(key) for key in keys]
+
+    async def contains(self, keys: Sequence[str]) -> list[bool]:
+        return [self._read(key) is not None for key in keys]
+
+    async def put(self, values: Mapping[str, bytes]) -> None:
+        if sum(len(value) for value in values.values()) > self._max_bytes:
+            raise StoreError("larger than the whole store")
+        for key, value in values.items():
+            self._remove(key)
+            self._values[key] = (self._clock() + self._ttl_s, value)
+            self._num_bytes += len(value)
+        while self._num_bytes > self._max_bytes:
+            self._remove(next(iter(self._values)))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            self._remove(key)
+
+    async def ping(self) -> None:
+        """A process always reaches its own memory."""
+
+    async def close(self) -> None:
+        self._values.clear()
+        self._num_bytes = 0
+
+    def _read(self, key: str) -> bytes | None:
+        expires, value = self._values.get(key, (0.0, None))
+        if value is None:
+            return None
+        if expires <= self._clock():
+            self._remove(key)
+            return None
+        self._values.move_to_end(key)
+        return value
+
+    def _remove(self, key: str) -> None:
+        if entry := self._values.pop(key, None):
+            self._num_bytes -= len(entry[1])

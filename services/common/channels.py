@@ -1,0 +1,32 @@
+"""Client channels between the services."""
+
+import json
+
+import grpc
+
+KEEPALIVE_MS = 10_000
+MAX_MESSAGE_BYTES = 4 << 20
+
+_SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
+
+
+def open_channel(address: str) -> grpc.aio.Channel:
+    """A channel to every address behind `address` ("host:port" or a gRPC target such as "dns:///encoder:50051").
+
+    Calls go round those that are healthy, so that a draining server gets no new ones. A dead peer is noticed within
+    twice KEEPALIVE_MS, and reconnects are tried at least every two seconds.
+    """
+    return grpc.aio.insecure_channel(
+        address,
+        options=[
+            ("grpc.service_config", _SERVICE_CONFIG),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2_000),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+        ],
+    )

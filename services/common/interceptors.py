@@ -1,0 +1,76 @@
+"""The one place where exceptions of handlers become statuses."""
+
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from typing import Any, TypeAlias
+
+import grpc
+import structlog
+from grpc_status import rpc_status
+
+from services.common.errors import to_status
+
+log = structlog.get_logger()
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Lets handlers of all four shapes simply raise."""
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        handler = await continuation(handler_call_details)
+        return handler and _guarded(handler, handler_call_details.method)
+
+
+def _guarded(handler: Handler, method: str) -> "Handler":
+    """The same handler with its exceptions translated."""
+    request_side = "stream" if handler.request_streaming else "unary"
+    response_side = "stream" if handler.response_streaming else "unary"
+    behaviour: Callable[[Any, Any], Any] = getattr(handler, f"{request_side}_{response_side}")
+
+    async def answer(request: Any, context: Context) -> Any:
+        try:
+            return await behaviour(request, context)
+        except Exception as error:
+            await _abort(error, context, method)
+
+    async def stream(request: Any, context: Context) -> None:
+        try:
+            await _write_all(behaviour(request, context), context)
+        except Exception as error:
+            await _abort(error, context, method)
+
+    make: Callable[..., Any] = getattr(grpc, f"{request_side}_{response_side}_rpc_method_handler")
+    return make(
+        stream if handler.response_streaming else answer,
+        request_deserializer=handler.request_deserializer,
+        response_serializer=handler.response_serializer,
+    )
+
+
+async def _write_all(responses: AsyncGenerator[Any, None] | Awaitable[None], context: Context) -> None:
+    """Drive a streaming handler: a generator of responses, or a coroutine that writes them itself."""
+    if isinstance(responses, AsyncGenerator):
+        async with contextlib.aclosing(
+            responses
+        ):  # a cancelled call runs the handler's `finally` now, not at collection
+            async for response in responses:
+                await context.write(response)
+    else:
+        await responses
+
+
+async def _abort(error: Exception, context: Context, method: str) -> None:
+    """End the call with the error's status. CancelledError is no Exception and never comes here."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    status = to_status(error)
+    if status.code == grpc.StatusCode.INTERNAL.value[0]:
+        log.error("internal error", method=method, exc_info=error)
+    await context.abort_with_status(rpc_status.to_status(status))

@@ -1,0 +1,83 @@
+"""Every key of the caches, in one place.
+
+A key is HMAC-SHA256(tenant key, fields), each field with its length in front, so that no two different lists of fields
+read the same. Tenants never share a key, and nobody can compute another tenant's. A URL or a client's own name for a
+thing is never part of a key: content is.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+SCHEMA = "diptych.embedding.v1"
+KEY_BYTES = 32
+
+Field: TypeAlias = str | bytes | int
+
+
+@dataclass(frozen=True, slots=True)
+class CacheProfile:
+    """What an embedding depends on besides the pixels. `preprocessing` is `Preprocessor.version`."""
+
+    vision_digest: str
+    dtype: str
+    preprocessing: str
+
+
+def tenant_key(secret: bytes, tenant: str) -> bytes:
+    """The 32-byte key from which all keys of one tenant are made."""
+    return _mac(secret, ["tenant", tenant])
+
+
+def digest_of(data: bytes) -> str:
+    """The public name of media: "sha256:" and the hexadecimal SHA-256 of the bytes."""
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def media_key(  # noqa: PLR0913, PLR0917 -- everything a manifest depends on, and nothing else
+    key: bytes,
+    kind: str,
+    file_digests: Sequence[bytes],
+    height: int,
+    width: int,
+    frame_indices: Sequence[int],
+    profile: CacheProfile,
+) -> bytes:
+    """Key of an item's manifest: the SHA-256 of each file, the size in pixels after resizing, and the frames used."""
+    files: list[Field] = [len(file_digests), *file_digests]
+    frames: list[Field] = [len(frame_indices), *frame_indices]
+    return _mac(key, ["media", kind, *files, height, width, *frames, *_fields(profile)])
+
+
+def slice_key(key: bytes, pixels_digest: bytes, height: int, width: int, profile: CacheProfile) -> bytes:
+    """Key of one temporal slice's embedding.
+
+    `pixels_digest` is the SHA-256 of the slice's resized uint8 RGB frames, [temporal_patch_size, height, width, 3]:
+    identical pixels share a slice, whatever file they came from.
+    """
+    return _mac(key, ["slice", pixels_digest, height, width, *_fields(profile)])
+
+
+def upload_key(key: bytes, digest: str) -> bytes:
+    """Key of media kept under the digest that a client may name later."""
+    return _mac(key, ["upload", digest])
+
+
+def _fields(profile: CacheProfile) -> list[Field]:
+    return [profile.vision_digest, profile.dtype, profile.preprocessing]
+
+
+def _mac(key: bytes, fields: Iterable[Field]) -> bytes:
+    mac = hmac.new(key, digestmod="sha256")
+    for field in (SCHEMA, *fields):
+        data = _encoded(field)
+        mac.update(len(data).to_bytes(8, "little") + data)
+    return mac.digest()
+
+
+def _encoded(field: Field) -> bytes:
+    if isinstance(field, int):
+        return b"i" + field.to_bytes(8, "little")
+    return b"s" + field.encode() if isinstance(field, str) else b"b" + field

@@ -1,0 +1,1 @@
+"""What happens to media before the model: rules, plans and headers. No torch; used by the gateway and the encoder."""

@@ -1,0 +1,137 @@
+"""The life of a gRPC server: bind, announce, serve, drain."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.interceptors import ErrorInterceptor
+
+READY_FILE_VARIABLE = "DIPTYCH_READY_FILE"
+
+log = structlog.get_logger()
+
+
+class ServerSettings(BaseSettings):
+    """How a service listens and stops. A service's own settings inherit this under their prefix."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix="DIPTYCH_", validate_by_name=True, extra="forbid", env_ignore_empty=True
+    )
+
+    listen: str = Field("127.0.0.1:0", description="Address to listen on, host:port; port 0 takes a free one.")
+    drain_notice_s: float = Field(
+        0.5, ge=0, description="Seconds from NOT_SERVING until calls are refused: the clients' time to go elsewhere."
+    )
+    drain_grace_s: float = Field(30, ge=0, description="Seconds that running calls get to finish when it stops.")
+    max_message_bytes: int = Field(4 << 20, ge=1 << 20, description="Largest message that is accepted.")
+
+
+async def serve(
+    settings: ServerSettings,
+    register: Callable[[grpc.aio.Server], None],
+    service_names: Sequence[str],
+    *,
+    stop: asyncio.Event,
+    on_ready: Callable[[int], None] | None = None,
+) -> None:
+    """Serve until `stop` is set, then drain: NOT_SERVING, then no new calls, and running ones finish within the grace.
+
+    `register` adds the servicers; health and reflection are added here for `service_names`. The bound port goes to
+    `on_ready`, and the address to the file that DIPTYCH_READY_FILE names. OSError when the address cannot be bound.
+    """
+    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_options(settings))
+    register(server)
+    health_servicer = DrainingHealth()
+    health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    for name in service_names:
+        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    address, port = _bind(server, settings.listen)
+    await server.start()
+    try:
+        _announce(address, port, on_ready)
+        await stop.wait()
+        log.info("draining", address=address)
+    finally:
+        await health_servicer.enter_graceful_shutdown()
+        await asyncio.sleep(settings.drain_notice_s)  # a call that meets the stop itself would fail as CANCELLED
+        await server.stop(settings.drain_grace_s)
+    log.info("stopped", address=address)
+
+
+class DrainingHealth(health.aio.HealthServicer):  # type: ignore[misc]  # it comes without types
+    """Ends a Watch after its last word, or its watcher would hold a draining server for the whole grace."""
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 -- the RPC's name
+        with contextlib.suppress(_WatchEnded):
+            await super().Watch(request, _WatchContext(context, self))
+
+    @property
+    def is_draining(self) -> bool:
+        return bool(self._gracefully_shutting_down)
+
+
+class _WatchContext:
+    """Writes a watcher's news, and stops the watch after the news of the drain."""
+
+    def __init__(self, context: Any, servicer: DrainingHealth) -> None:
+        self._context, self._servicer = context, servicer
+
+    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+        await self._context.write(response)
+        if self._servicer.is_draining:
+            raise _WatchEnded
+
+
+class _WatchEnded(Exception):  # noqa: N818 -- no error
+    pass
+
+
+def install_stop_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.so_reuseport", 0),  # on by default: two servers would silently share a port
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.keepalive_permit_without_calls", 1),
+        (
+            "grpc.http2.min_recv_ping_interval_without_data_ms",
+            5_000,
+        ),  # below channels.KEEPALIVE_MS, or clients are cut off
+    ]
+
+
+def _bind(server: grpc.aio.Server, listen: str) -> tuple[str, int]:
+    host, _, _ = listen.rpartition(":")
+    try:
+        port = server.add_insecure_port(listen)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {listen}: the port is in use, or the address is not this machine's") from error
+    return f"{host}:{port}", port
+
+
+def _announce(address: str, port: int, on_ready: Callable[[int], None] | None) -> None:
+    log.info("listening", address=address)
+    if on_ready is not None:
+        on_ready(port)
+    if path := os.environ.get(READY_FILE_VARIABLE):
+        unfinished = Path(f"{path}.{os.getpid()}")
+        unfinished.write_text(f"{address}\n")
+        unfinished.replace(path)  # whoever waits for the file never reads half of it

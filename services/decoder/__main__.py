@@ -1,0 +1,54 @@
+"""`python -m services.decoder`: parse, bind, run."""
+
+import asyncio
+
+import grpc
+import structlog
+import torch
+from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
+
+from services.common.cache import open_cache
+from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.logs import configure_logging
+from services.common.server import install_stop_signals, serve
+from services.common.settings import parse_command_line
+from services.decoder.assemble import build_decoder
+from services.decoder.settings import DecoderSettings
+
+log = structlog.get_logger()
+
+SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
+
+
+async def run(settings: DecoderSettings) -> None:
+    """Load the model, serve until a stop signal, drain."""
+    stop = install_stop_signals(asyncio.get_running_loop())
+    cache = open_cache(settings.cache_url, ttl_s=settings.cache_ttl_s, max_bytes=settings.cache_max_bytes)
+    checkpoint = Checkpoint.open(settings.model)
+    engine, service = await asyncio.to_thread(build_decoder, settings, checkpoint, cache)
+    engine.start()
+
+    def register(server: grpc.aio.Server) -> None:
+        decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(service, server)
+
+    try:
+        await serve(settings, register, [SERVICE_NAME], stop=stop)
+    finally:
+        engine.stop()
+        await cache.close()
+
+
+def main() -> None:
+    """The command."""
+    settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
+    configure_logging("decoder")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    try:
+        asyncio.run(run(settings))
+    except CheckpointError as error:
+        raise SystemExit(f"DIPTYCH_MODEL: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

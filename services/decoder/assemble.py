@@ -1,0 +1,124 @@
+"""Puts a decoder together from its settings and a checkpoint."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from services.common.cache import EmbeddingCache
+from services.common.checkpoint import Checkpoint, TextConfig
+from services.decoder.embeddings import TORCH_DTYPES
+from services.decoder.engine import Engine, QueueLimits
+from services.decoder.grammar import GrammarCompiler
+from services.decoder.kv_cache import BlockPool, KVCache
+from services.decoder.language_model import LanguageModel
+from services.decoder.pace import Pace
+from services.decoder.runner import ModelRunner
+from services.decoder.sampler import Sampler
+from services.decoder.scheduler import Scheduler, StepLimits
+from services.decoder.service import DecoderService, ServiceFacts
+from services.decoder.settings import DecoderSettings
+from services.decoder.validation import Rules
+from services.decoder.weights import load_language_model
+
+CPU_MEMORY_SHARE, CUDA_MEMORY_SHARE = 0.25, 0.85
+CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE = 16, 256  # flash-attn's paged kernels want multiples of 256
+
+
+@dataclass(frozen=True, slots=True)
+class EngineParts:
+    """An engine that is not started yet, and the pool its blocks come from."""
+
+    engine: Engine
+    pool: BlockPool
+    block_size: int
+
+
+def build_decoder(
+    settings: DecoderSettings, checkpoint: Checkpoint, cache: EmbeddingCache
+) -> tuple[Engine, DecoderService]:
+    """Load the model and connect the parts. The engine is not started."""
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
+    parts = build_engine(settings, checkpoint, load_language_model(checkpoint, TORCH_DTYPES[dtype], device))
+    rules = _rules(settings, checkpoint, parts.pool.num_blocks * parts.block_size)
+    facts = ServiceFacts(
+        model=checkpoint.name,
+        width=checkpoint.text.hidden_size,
+        dtype=dtype,
+        block_size=parts.block_size,
+        num_blocks=parts.pool.num_blocks,
+        prefix_cache=settings.prefix_cache,
+        embedding_timeout_s=settings.embedding_timeout_s,
+        slow_reader_timeout_s=settings.slow_reader_timeout_s,
+        grammar_timeout_s=settings.grammar_timeout_s,
+    )
+    grammars = GrammarCompiler(checkpoint.path / "tokenizer.json", rules.vocab_size, rules.defaults.eos_token_ids)
+    return parts.engine, DecoderService(parts.engine, rules, facts, cache, grammars)
+
+
+def build_engine(settings: DecoderSettings, checkpoint: Checkpoint, model: LanguageModel) -> EngineParts:
+    """An engine around a loaded model."""
+    config, device = checkpoint.text, model.device
+    block_size = settings.block_size or (CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE)
+    num_blocks = _num_blocks(settings, config, model.dtype, device, block_size)
+    memory = KVCache(
+        num_layers=config.num_hidden_layers,
+        num_blocks=num_blocks,
+        block_size=block_size,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        dtype=model.dtype,
+        device=device,
+    )
+    pool, pace = BlockPool(num_blocks), Pace(settings.max_stretch)
+    limits = StepLimits(settings.max_sequences, settings.max_step_tokens)
+    engine = Engine(
+        ModelRunner(model, memory),
+        Scheduler(pool, block_size, limits, pace),
+        Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
+        pace,
+        QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),
+    )
+    return EngineParts(engine, pool, block_size)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """ "auto" is CUDA where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+
+
+def choose_dtype(wanted: str, stored: str, device: torch.device) -> str:
+    """ "auto" is the checkpoint's own on CUDA, and float32, the exact one, on the CPU."""
+    if wanted != "auto":
+        return wanted
+    return stored if device.type == "cuda" else "float32"
+
+
+def _rules(settings: DecoderSettings, checkpoint: Checkpoint, kv_tokens: int) -> Rules:
+    wanted = settings.max_context_tokens or checkpoint.text.max_position_embeddings
+    return Rules(
+        checkpoint_digest=checkpoint.digest(),
+        vocab_size=checkpoint.text.vocab_size,
+        image_token_id=checkpoint.image_token_id,
+        video_token_id=checkpoint.video_token_id,
+        merge_size=checkpoint.vision.spatial_merge_size,
+        max_context_tokens=min(wanted, checkpoint.text.max_position_embeddings, kv_tokens),
+        defaults=checkpoint.generation,
+    )
+
+
+def _num_blocks(
+    settings: DecoderSettings, config: TextConfig, dtype: torch.dtype, device: torch.device, block_size: int
+) -> int:
+    """Blocks that the memory given to keys and values holds, at least one."""
+    if settings.kv_cache_tokens:
+        return -(-settings.kv_cache_tokens // block_size)
+    token_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    return max((settings.kv_cache_bytes or _free_bytes(device)) // (token_bytes * block_size), 1)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * CUDA_MEMORY_SHARE)
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * CPU_MEMORY_SHARE)

@@ -1,0 +1,127 @@
+"""Attention over the paged cache: what a step's rows look at, planned once and used by every layer.
+
+On the CPU, blocks are gathered and given to PyTorch's fused attention: rows that continue a stream go together, grouped by
+length, with the query heads of one key head as that head's rows, so that keys are never repeated; prompts go one by one.
+On CUDA with flash-attn, its paged kernels read the blocks in place (written from its documentation, not run here).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from services.decoder.scheduler import Chunk
+
+MAX_PADDING = 1.25  # longest over shortest in a group of streams: less padding against fewer calls
+MIN_SPREAD_TOKENS = 64  # differences below this cost less than a call
+
+
+class AttentionPlan(Protocol):
+    """Computes attention for all rows of a step, in one layer."""
+
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """Queries [rows, heads, head_dim] over a layer [2, blocks, block_size, kv_heads, head_dim]; like queries."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class StreamGroup:
+    """Rows `[first, last)`, one query each, of streams of similar length."""
+
+    first: int
+    last: int
+    blocks: torch.Tensor  # [rows * blocks per row]
+    mask: torch.Tensor | None  # [rows, 1, 1, blocks per row * block_size], added to the scores
+
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the outputs of this group's rows."""
+        num_rows, num_heads, head_dim = self.last - self.first, queries.shape[1], queries.shape[2]
+        num_kv_heads = layer.shape[3]
+        keys, values = layer.index_select(1, self.blocks).view(2, num_rows, -1, num_kv_heads, head_dim).transpose(2, 3)
+        rows = queries[self.first : self.last].view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        attended = scaled_dot_product_attention(rows, keys, values, attn_mask=self.mask)
+        out[self.first : self.last] = attended.reshape(num_rows, num_heads, head_dim)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptChunk:
+    """Rows `[first, last)`: the last queries of one sequence of `length` tokens."""
+
+    first: int
+    last: int
+    length: int
+    blocks: torch.Tensor  # [blocks]
+    mask: torch.Tensor | None  # [rows, length], or None when the chunk starts the sequence
+
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the outputs of this chunk's rows."""
+        num_kv_heads, head_dim = layer.shape[3:]
+        gathered = layer.index_select(1, self.blocks).view(2, -1, num_kv_heads, head_dim)[:, : self.length]
+        keys, values = gathered.transpose(1, 2).unsqueeze(1)
+        rows = queries[self.first : self.last].transpose(0, 1).unsqueeze(0)
+        attended = scaled_dot_product_attention(
+            rows, keys, values, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
+        )
+        out[self.first : self.last] = attended.squeeze(0).transpose(0, 1)
+
+
+class GatheredAttention:
+    """The plan for PyTorch's fused attention."""
+
+    def __init__(
+        self, chunks: Sequence[Chunk], *, block_size: int, padding_block: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        num_streams = sum(chunk.num_tokens == 1 for chunk in chunks)
+        streams, prompts = chunks[:num_streams], chunks[num_streams:]
+        self._block_size, self._padding_block, self._dtype, self._device = block_size, padding_block, dtype, device
+        self._parts: list[StreamGroup | PromptChunk] = []
+        for first, last in _groups([chunk.end for chunk in streams]):
+            self._parts.append(self._group(streams[first:last], first))
+        first = num_streams
+        for chunk in prompts:
+            self._parts.append(self._prompt(chunk, first))
+            first += chunk.num_tokens
+
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(queries)
+        for part in self._parts:
+            part.attend(queries, layer, out)
+        return out
+
+    def _group(self, chunks: Sequence[Chunk], first: int) -> StreamGroup:
+        num_blocks = -(-chunks[-1].end // self._block_size)
+        tables = [_table(chunk, num_blocks, self._block_size, self._padding_block) for chunk in chunks]
+        lengths = torch.tensor([chunk.end for chunk in chunks], device=self._device)
+        beyond = torch.arange(num_blocks * self._block_size, device=self._device) >= lengths[:, None]
+        mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device).masked_fill_(beyond, -torch.inf)
+        blocks = torch.tensor(tables, device=self._device).flatten()
+        return StreamGroup(first, first + len(chunks), blocks, mask[:, None, None] if bool(beyond.any()) else None)
+
+    def _prompt(self, chunk: Chunk, first: int) -> PromptChunk:
+        num_blocks = -(-chunk.end // self._block_size)
+        table = _table(chunk, num_blocks, self._block_size, self._padding_block)
+        mask = None
+        if chunk.start:
+            later = torch.arange(chunk.end) > torch.arange(chunk.start, chunk.end)[:, None]
+            mask = torch.zeros(later.shape, dtype=self._dtype).masked_fill_(later, -torch.inf).to(self._device)
+        blocks = torch.tensor(table, device=self._device)
+        return PromptChunk(first, first + chunk.num_tokens, chunk.end, blocks, mask)
+
+
+def _groups(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Split ascending lengths into ranges whose padding is bounded."""
+    groups: list[tuple[int, int]] = []
+    first = 0
+    for index, length in enumerate(lengths):
+        if length > max(lengths[first] * MAX_PADDING, lengths[first] + MIN_SPREAD_TOKENS):
+            groups.append((first, index))
+            first = index
+    return [*groups, (first, len(lengths))] if lengths else []
+
+
+def _table(chunk: Chunk, num_blocks: int, block_size: int, padding_block: int) -> list[int]:
+    """Block ids up to a chunk's end, filled up to `num_blocks`."""
+    used = chunk.sequence.blocks[: -(-chunk.end // block_size)]
+    return used + [padding_block] * (num_blocks - len(used))

@@ -1,0 +1,218 @@
+"""The loop that generates: schedule, run, sample, postprocess. It has a thread of its own; others talk to it by queue."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import torch
+
+from services.common.errors import Overloaded
+from services.decoder.pace import Pace
+from services.decoder.runner import ModelRunner
+from services.decoder.sampler import Sample, Sampler
+from services.decoder.scheduler import Chunk, Load, Scheduler
+from services.decoder.sequence import (
+    Clock,
+    Ended,
+    Failed,
+    Finished,
+    FinishReason,
+    Logprob,
+    Request,
+    Sequence,
+    Token,
+)
+
+log = structlog.get_logger()
+
+MIN_RETRY_S, MAX_RETRY_S = 1.0, 30.0
+
+
+class NotFiniteError(Exception):
+    """A sequence's logits are NaN or infinite."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How much may wait: requests, and the tokens of their prompts."""
+
+    max_requests: int
+    max_tokens: int
+
+
+class Engine:
+    """Generates for many requests at once. `submit`, `cancel` and `provide` may be called from any thread."""
+
+    def __init__(
+        self,
+        runner: ModelRunner,
+        scheduler: Scheduler,
+        sampler: Sampler,
+        pace: Pace,
+        limits: QueueLimits,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._runner, self._scheduler, self._sampler = runner, scheduler, sampler
+        self._pace, self._limits, self._clock = pace, limits, clock
+        self.load = Load()
+        self._changed = threading.Condition()
+        self._commands: deque[Callable[[], None]] = deque()
+        self._requests: set[Request] = set()
+        self._queued: dict[Request, int] = {}  # tokens of each request that has not begun
+        self._stopping = False
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop after the step it is in, and wait for it."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        self._thread.join()
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises Overloaded when too much waits already."""
+        with self._changed:
+            num_tokens = sum(self._queued.values()) + len(request.token_ids)
+            if self._queued and (
+                len(self._queued) >= self._limits.max_requests or num_tokens > self._limits.max_tokens
+            ):
+                raise Overloaded(retry_after_s=self._retry_after_s(num_tokens))
+            self._queued[request] = len(request.token_ids)
+        request.arrived = self._clock()
+        self._command(lambda: self._add(request))
+
+    def cancel(self, request: Request) -> None:
+        """Forget a request; its blocks are free after the step that runs now. Nothing if it has ended."""
+        self._command(lambda: self._drop(request))
+
+    def provide(self, request: Request, media_index: int, rows: torch.Tensor) -> None:
+        """Hand over a media item's embeddings [num_tokens, hidden_size]."""
+
+        def place() -> None:
+            request.media[media_index].rows = rows
+
+        self._command(place)
+
+    def _loop(self) -> None:
+        has_work = False
+        while self._obey_commands(wait=not has_work):
+            has_work = self._step()
+
+    def _step(self) -> bool:
+        """Schedule, run, sample, postprocess; False if there was nothing to do. A fault ends this step's requests."""
+        chunks: list[Chunk] = []
+        started = self._clock()
+        try:
+            chunks = self._scheduler.schedule()
+            if chunks:
+                self._note_started(chunks)
+                logits = self._runner.run(chunks)
+                samples = self._sampler.sample(logits, [chunk.sequence for chunk in chunks if chunk.is_last])
+                self._postprocess(chunks, samples)
+                self._note_duration(chunks, self._clock() - started)
+        except Exception as error:
+            log.exception("step failed", num_running=len(chunks))
+            self._give_up({chunk.sequence.request for chunk in chunks} or set(self._requests), error)
+        return bool(chunks)
+
+    def _postprocess(self, chunks: list[Chunk], samples: list[Sample]) -> None:
+        """Advance every sequence of the step; end those that are done."""
+        rest = iter(samples)
+        broken: set[Request] = set()
+        for chunk in chunks:
+            sample = next(rest) if chunk.is_last else None
+            self._scheduler.complete(chunk)
+            if sample is None:
+                continue
+            if sample.token_id is None:
+                broken.add(chunk.sequence.request)
+            else:
+                self._extend(chunk.sequence, sample.token_id, sample.logprob)
+        if broken:
+            self._give_up(broken, NotFiniteError())
+
+    def _extend(self, sequence: Sequence, token_id: int, logprob: Logprob | None) -> None:
+        """Add a token to an answer, or end it there."""
+        params, matcher = sequence.request.params, sequence.matcher
+        sequence.has_sampled = True
+        if matcher is not None:
+            matcher.accept(token_id)
+        if token_id in params.stop_ids:
+            self._end(sequence, FinishReason.STOP, token_id)
+            return
+        sequence.append(token_id)
+        sequence.request.on_event(Token(sequence.index, token_id, logprob))
+        if matcher is not None and matcher.is_complete:
+            self._end(sequence, FinishReason.STOP)
+        elif sequence.num_output_tokens >= params.max_tokens:
+            self._end(sequence, FinishReason.LENGTH)
+
+    def _end(self, sequence: Sequence, reason: FinishReason, stop_token_id: int | None = None) -> None:
+        request = sequence.request
+        num_tokens = sequence.num_output_tokens + (stop_token_id is not None)
+        sequence.ended = Ended(sequence.index, reason, stop_token_id, num_tokens)
+        self._scheduler.remove([sequence])
+        request.on_event(sequence.ended)
+        if request.is_finished:
+            self._requests.discard(request)
+            queue_ms = ((request.started or request.arrived) - request.arrived) * 1000
+            request.on_event(Finished(request.num_cached_tokens, queue_ms))
+
+    def _give_up(self, requests: set[Request], error: Exception) -> None:
+        """End requests with a fault. What their blocks hold is not trusted and not left behind."""
+        for request in requests & self._requests:
+            self._runner.cache.clear(self._scheduler.discard(request.sequences))
+            self._forget(request)
+            request.on_event(Failed(error))
+
+    def _add(self, request: Request) -> None:
+        self._requests.add(request)
+        self._scheduler.add(request)
+
+    def _drop(self, request: Request) -> None:
+        self._scheduler.remove(request.sequences)
+        self._forget(request)
+
+    def _forget(self, request: Request) -> None:
+        self._requests.discard(request)
+        with self._changed:
+            self._queued.pop(request, None)
+
+    def _note_started(self, chunks: list[Chunk]) -> None:
+        """Requests whose first chunk this is wait no longer; what they found in the prefix cache is known now."""
+        for chunk in chunks:
+            request = chunk.sequence.request
+            if request.started is None:
+                request.started, request.num_cached_tokens = self._clock(), chunk.start
+                with self._changed:
+                    self._queued.pop(request, None)
+
+    def _note_duration(self, chunks: list[Chunk], seconds: float) -> None:
+        num_streams = sum(chunk.num_tokens == 1 for chunk in chunks)
+        self._pace.note(num_streams, sum(chunk.num_tokens for chunk in chunks) - num_streams, seconds)
+
+    def _retry_after_s(self, num_tokens: int) -> float:
+        return min(max(num_tokens / max(self._pace.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)
+
+    def _command(self, command: Callable[[], None]) -> None:
+        with self._changed:
+            self._commands.append(command)
+            self._changed.notify()
+
+    def _obey_commands(self, *, wait: bool) -> bool:
+        """Do what others have asked for, and if nothing can be computed, wait for that. False when told to stop."""
+        self.load = self._scheduler.load()
+        with self._changed:
+            while wait and not self._commands and not self._stopping:
+                self._changed.wait()
+            commands, self._commands = self._commands, deque()
+        for command in commands:
+            command()
+        return not self._stopping

@@ -1,0 +1,143 @@
+"""Qwen2-VL's language model over a flat batch: every row is one token of some sequence.
+
+The network is `Qwen2VLTextModel` of transformers with its linears fused; results in fp32 agree to rounding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn.functional import linear, silu
+
+from services.common.checkpoint import TextConfig
+from services.decoder.attention import AttentionPlan
+from services.decoder.kv_cache import KVCache
+
+MAX_TRANSPOSED_ROWS = 64  # above, `linear` is the faster one; measured by benchmarks, see docs/performance.md
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer. `qkv` stacks queries, keys and values; `gate_up` stacks gate and up."""
+
+    input_norm: torch.Tensor  # [hidden]
+    qkv: torch.Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
+    qkv_bias: torch.Tensor
+    output: torch.Tensor  # [hidden, heads * head_dim]
+    post_norm: torch.Tensor  # [hidden]
+    gate_up: torch.Tensor  # [2 * intermediate, hidden]
+    down: torch.Tensor  # [hidden, intermediate]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    """All of the language model; `head` is `embedding` when the checkpoint ties them."""
+
+    embedding: torch.Tensor  # [vocab, hidden]
+    layers: tuple[LayerWeights, ...]
+    norm: torch.Tensor  # [hidden]
+    head: torch.Tensor  # [vocab, hidden]
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRows:
+    """Embeddings that replace the rows `[first, first + len(rows))` of a step."""
+
+    first: int
+    rows: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepInput:
+    """A step's rows: ids, positions, where keys and values go, what attends to what, and which rows give logits."""
+
+    token_ids: torch.Tensor  # [rows]
+    positions: torch.Tensor  # [3, rows]
+    slots: torch.Tensor  # [rows]: block * block_size + place in it
+    attention: AttentionPlan
+    media: tuple[MediaRows, ...]
+    sampled_rows: torch.Tensor  # [sampled]
+
+
+class LanguageModel:
+    """Runs steps. Not thread-safe: one engine owns it."""
+
+    def __init__(self, config: TextConfig, weights: ModelWeights) -> None:
+        self.config = config
+        self.weights = weights
+        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self._inverse_frequency, self._axis = _rotary_tables(config, self.device)
+
+    @torch.inference_mode()
+    def run(self, step: StepInput, cache: KVCache) -> torch.Tensor:
+        """Logits [sampled, vocab] in fp32; keys and values of all rows are written to the cache."""
+        hidden = self._embed(step)
+        rotation = self._rotation(step.positions)
+        for index, layer in enumerate(self.weights.layers):
+            hidden = hidden + self._attention(
+                layer, self._norm(hidden, layer.input_norm), rotation, step, cache.layer(index)
+            )
+            hidden = hidden + _mlp(layer, self._norm(hidden, layer.post_norm))
+        hidden = self._norm(hidden[step.sampled_rows], self.weights.norm)
+        return project(hidden, self.weights.head).float()
+
+    def _embed(self, step: StepInput) -> torch.Tensor:
+        hidden = self.weights.embedding[step.token_ids]
+        for media in step.media:
+            hidden[media.first : media.first + len(media.rows)] = media.rows
+        return hidden
+
+    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines [rows, 1, head_dim]; each frequency turns with the axis of its section."""
+        angles = positions[self._axis].T.float() * self._inverse_frequency
+        cos, sin = angles.cos(), angles.sin()
+        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        return cos.to(self.dtype)[:, None], sin.to(self.dtype)[:, None]
+
+    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        values = hidden.float()
+        scale = torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
+        return weight * (values * scale).to(hidden.dtype)
+
+    def _attention(
+        self,
+        layer: LayerWeights,
+        hidden: torch.Tensor,
+        rotation: tuple[torch.Tensor, torch.Tensor],
+        step: StepInput,
+        memory: torch.Tensor,
+    ) -> torch.Tensor:
+        config = self.config
+        num_rotated = config.num_attention_heads + config.num_key_value_heads
+        heads = project(hidden, layer.qkv, layer.qkv_bias).view(len(hidden), -1, config.head_dim)
+        rotated = _rotate(heads[:, :num_rotated], *rotation)
+        queries, keys = rotated.split([config.num_attention_heads, config.num_key_value_heads], dim=1)
+        slots = memory.flatten(1, 2)
+        slots[0].index_copy_(0, step.slots, keys)
+        slots[1].index_copy_(0, step.slots, heads[:, num_rotated:])
+        return project(step.attention.attend(queries, memory).flatten(1), layer.output)
+
+
+def project(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`rows @ weight.T + bias`, in the cheaper of two layouts: MKL packs the larger operand of few fp32 rows slowly."""
+    if 1 < len(rows) <= MAX_TRANSPOSED_ROWS and weight.dtype == torch.float32 and weight.device.type == "cpu":
+        product = (weight @ rows.T).T.contiguous()
+        return product if bias is None else product.add_(bias)
+    return linear(rows, weight, bias)
+
+
+def _mlp(layer: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
+    gate, up = project(hidden, layer.gate_up).chunk(2, dim=-1)
+    return project(silu(gate).mul_(up), layer.down)
+
+
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
+    """Rotate [rows, heads, head_dim]; halves swap places, the sign is in the sine."""
+    half = heads.shape[-1] // 2
+    return torch.addcmul(heads * cos, heads.roll(half, dims=-1), signed_sin)
+
+
+def _rotary_tables(config: TextConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inverse frequencies [head_dim / 2], and the axis (0 time, 1 height, 2 width) each one turns with."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    axis = torch.repeat_interleave(torch.arange(3), torch.tensor(config.mrope_section))
+    return (1.0 / (config.rope_theta**exponents)).to(device), axis.to(device)

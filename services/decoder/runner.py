@@ -1,0 +1,72 @@
+"""Turns a step's chunks into tensors and runs the model on them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.decoder.attention import AttentionPlan, GatheredAttention
+from services.decoder.kv_cache import KVCache
+from services.decoder.language_model import LanguageModel, MediaRows, StepInput
+from services.decoder.scheduler import Chunk
+
+
+class ModelRunner:
+    """Owns the model and the memory of keys and values."""
+
+    def __init__(self, model: LanguageModel, cache: KVCache) -> None:
+        self.model = model
+        self.cache = cache
+
+    def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Logits [sampled, vocab] in fp32: a row for each chunk that `is_last`, in their order."""
+        return self.model.run(self._step_input(chunks), self.cache)
+
+    def _step_input(self, chunks: Sequence[Chunk]) -> StepInput:
+        token_ids = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.end] for chunk in chunks])
+        positions = np.concatenate([chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks], axis=1)
+        slots = np.concatenate([self._slots(chunk) for chunk in chunks])
+        ends = np.cumsum([chunk.num_tokens for chunk in chunks])
+        sampled = [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
+        return StepInput(
+            token_ids=self._tensor(token_ids),
+            positions=self._tensor(positions),
+            slots=self._tensor(slots),
+            attention=self._attention(chunks),
+            media=tuple(_media_rows(chunks)),
+            sampled_rows=self._tensor(np.array(sampled, dtype=np.int64)),
+        )
+
+    def _attention(self, chunks: Sequence[Chunk]) -> AttentionPlan:
+        return GatheredAttention(
+            chunks,
+            block_size=self.cache.block_size,
+            padding_block=self.cache.padding_block,
+            dtype=self.model.dtype,
+            device=self.model.device,
+        )
+
+    def _slots(self, chunk: Chunk) -> NDArray[np.int64]:
+        """Where the keys and values of a chunk's tokens go, as rows of a layer's memory."""
+        size = self.cache.block_size
+        first = chunk.start // size
+        blocks = np.array(chunk.sequence.blocks[first : -(-chunk.end // size)], dtype=np.int64)
+        slots = (blocks[:, None] * size + np.arange(size)).ravel()
+        return slots[chunk.start - first * size : chunk.end - first * size]
+
+    def _tensor(self, values: NDArray[np.int64]) -> torch.Tensor:
+        return torch.from_numpy(values).to(self.model.device)
+
+
+def _media_rows(chunks: Sequence[Chunk]) -> list[MediaRows]:
+    """The embeddings that stand in for a step's pads."""
+    found, first_row = [], 0
+    for chunk in chunks:
+        for item in chunk.sequence.request.media:
+            start, end = max(item.offset, chunk.start), min(item.end, chunk.end)
+            if start < end and item.rows is not None:
+                rows = item.rows[start - item.offset : end - item.offset]
+                found.append(MediaRows(first_row + start - chunk.start, rows))
+        first_row += chunk.num_tokens
+    return found

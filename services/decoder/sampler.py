@@ -1,0 +1,180 @@
+"""Chooses the next token of every sequence of a step, in the order of transformers' `generate`.
+
+Penalties first, then what must not come, then temperature, top_k, top_p and min_p. Random numbers are a function of seed,
+choice and step alone, so that a seeded answer is the same alone, in any batch, and after a preemption.
+"""
+
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from services.decoder.sequence import Logprob, Sequence
+
+MAX_CANDIDATES = 1024  # likeliest tokens among which top_p is looked for, before all are sorted
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The token chosen for a sequence, with its log probability where asked for; no token when logits are not finite."""
+
+    token_id: int | None
+    logprob: Logprob | None = None
+
+
+class Sampler:
+    """Samples with one vocabulary: `forbidden` ids (pads) never come out."""
+
+    def __init__(self, forbidden: Rows[int], device: torch.device) -> None:
+        self._forbidden = torch.tensor(list(forbidden), dtype=torch.int64, device=device)
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[Sample]:
+        """One sample for each row of logits [rows, vocab] (fp32, overwritten)."""
+        reported = _raw_logprobs(logits, sequences)
+        logits[:, self._forbidden] = -torch.inf
+        _penalise(logits, sequences)
+        _bias(logits, sequences)
+        _forbid_early_stops(logits, sequences)
+        _apply_grammars(logits, sequences)
+        top, tokens = logits.max(dim=-1)
+        drawn = [row for row, sequence in enumerate(sequences) if not sequence.request.params.is_greedy]
+        if drawn:
+            tokens[drawn] = _draw(logits[drawn], [sequences[row] for row in drawn])
+        valid = torch.isfinite(top).tolist()
+        chosen = tokens.tolist()
+        return [
+            Sample(token, _logprob(reported.get(row), token)) if ok else Sample(None)
+            for row, (token, ok) in enumerate(zip(chosen, valid, strict=True))
+        ]
+
+
+def uniform(seed: int, choice: int, step: int) -> float:
+    """A number in [0, 1) that depends on these three alone."""
+    digest = blake2b(b"%d/%d/%d" % (seed, choice, step), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def _penalise(logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+    """Repetition (prompt and answer), then presence and frequency (answer), over the tokens that have occurred."""
+    counted = [
+        (row, sequence, sequence.counts) for row, sequence in enumerate(sequences) if sequence.counts is not None
+    ]
+    if not counted:
+        return
+    sizes = [len(counts.token_ids) for _, _, counts in counted]
+
+    def spread(values: list[float]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.array(values, dtype=np.float32), sizes)).to(logits.device)
+
+    params = [sequence.request.params for _, sequence, _ in counted]
+    rows = torch.from_numpy(np.repeat([row for row, _, _ in counted], sizes)).to(logits.device)
+    tokens = torch.from_numpy(np.concatenate([counts.token_ids for _, _, counts in counted])).to(logits.device)
+    times = torch.from_numpy(np.concatenate([counts.counts for _, _, counts in counted])).to(logits.device)
+    repetition = spread([p.repetition_penalty for p in params])
+    values = logits[rows, tokens]
+    values = torch.where(values < 0, values * repetition, values / repetition)
+    values -= spread([p.presence_penalty for p in params]) * (times > 0)
+    values -= spread([p.frequency_penalty for p in params]) * times
+    logits[rows, tokens] = values
+
+
+def _bias(logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+    biases = [(row, *bias) for row, sequence in enumerate(sequences) for bias in sequence.request.params.logit_bias]
+    if biases:
+        rows, tokens, values = zip(*biases, strict=True)
+        logits[list(rows), list(tokens)] += torch.tensor(values, device=logits.device)
+
+
+def _forbid_early_stops(logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+    for row, sequence in enumerate(sequences):
+        if sequence.num_output_tokens < sequence.request.params.min_tokens:
+            logits[row, list(sequence.request.params.stop_ids)] = -torch.inf
+
+
+def _apply_grammars(logits: torch.Tensor, sequences: Rows[Sequence]) -> None:
+    for row, sequence in enumerate(sequences):
+        if sequence.matcher is not None:
+            allowed = torch.from_numpy(sequence.matcher.allowed_tokens(logits.shape[1]))
+            logits[row].masked_fill_(~allowed.to(logits.device), -torch.inf)
+
+
+def _draw(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
+    """Sample each row by inverting its cumulative distribution, in the order of the vocabulary."""
+    params = [sequence.request.params for sequence in sequences]
+    logits = logits / _column([p.temperature for p in params], logits)
+    _keep_top_k(logits, [p.top_k for p in params])
+    _keep_top_p(logits, [p.top_p for p in params])
+    _keep_min_p(logits, [p.min_p for p in params])
+    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    points = [uniform(s.request.params.seed, s.index, s.num_output_tokens) for s in sequences]
+    target = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+
+
+def _keep_top_k(logits: torch.Tensor, top_ks: list[int]) -> None:
+    rows = [row for row, top_k in enumerate(top_ks) if 0 < top_k < logits.shape[1]]
+    if not rows:
+        return
+    places = torch.tensor([top_ks[row] - 1 for row in rows], device=logits.device)
+    values = logits[rows].topk(int(places.max()) + 1, dim=-1).values
+    _cut(logits, rows, values.gather(1, places[:, None]))
+
+
+def _keep_top_p(logits: torch.Tensor, top_ps: list[float]) -> None:
+    """Keep the likeliest tokens whose likelier ones add up to less than top_p; the likeliest always stays."""
+    rows = [row for row, top_p in enumerate(top_ps) if top_p < 1.0]
+    if not rows:
+        return
+    probabilities = torch.softmax(logits[rows], dim=-1)
+    wanted = _column([top_ps[row] for row in rows], logits)
+    size = min(MAX_CANDIDATES, logits.shape[1])
+    values, ids = probabilities.topk(size, dim=-1)
+    if size < logits.shape[1] and bool((values.sum(dim=-1, keepdim=True) < wanted).any()):
+        values, ids = probabilities.sort(dim=-1, descending=True)
+    num_kept = ((values.cumsum(dim=-1) - values) < wanted).sum(dim=-1, keepdim=True).clamp_(min=1)
+    last = ids.gather(1, num_kept - 1)
+    _cut(logits, rows, logits[rows].gather(1, last))
+
+
+def _keep_min_p(logits: torch.Tensor, min_ps: list[float]) -> None:
+    rows = [row for row, min_p in enumerate(min_ps) if min_p > 0.0]
+    if rows:
+        share = _column([min_ps[row] for row in rows], logits).log()
+        _cut(logits, rows, logits[rows].amax(dim=-1, keepdim=True) + share)
+
+
+def _cut(logits: torch.Tensor, rows: list[int], least: torch.Tensor) -> None:
+    """Forbid the tokens of some rows whose logit is below `least` [rows, 1]."""
+    kept = logits[rows]
+    logits[rows] = kept.masked_fill(kept < least, -torch.inf)
+
+
+def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _raw_logprobs(
+    logits: torch.Tensor, sequences: Rows[Sequence]
+) -> dict[int, tuple[NDArray[np.float32], tuple[tuple[int, float], ...]]]:
+    """Row -> log probabilities of all tokens, and the likeliest ones, for the rows that report them."""
+    found = {}
+    for row, sequence in enumerate(sequences):
+        num_alternatives = sequence.request.params.top_logprobs
+        if num_alternatives is not None:
+            logprobs = torch.log_softmax(logits[row], dim=-1)
+            values, ids = logprobs.topk(num_alternatives)
+            found[row] = logprobs.cpu().numpy(), tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return found
+
+
+def _logprob(
+    reported: tuple[NDArray[np.float32], tuple[tuple[int, float], ...]] | None, token_id: int
+) -> Logprob | None:
+    if reported is None:
+        return None
+    logprobs, alternatives = reported
+    return Logprob(token_id, float(logprobs[token_id]), alternatives)

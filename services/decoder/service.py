@@ -1,0 +1,178 @@
+"""The gRPC face of the engine: prompt in, token events out."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import grpc
+import structlog
+import torch
+from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
+
+from services.common import mrope
+from services.common.cache import EmbeddingCache
+from services.common.errors import DeadlineExceeded, DiptychError
+from services.decoder.embeddings import refused
+from services.decoder.engine import Engine
+from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarSource, Matcher
+from services.decoder.intake import EmbeddingIntake
+from services.decoder.prefix_cache import root_hash
+from services.decoder.sequence import MediaItem, Request
+from services.decoder.stream import ResponseStream
+from services.decoder.validation import CheckedPrompt, Rules, check_prompt
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[decoder_service_pb2.GenerateRequest, decoder_service_pb2.GenerateResponse]
+Messages = AsyncIterator[decoder_service_pb2.GenerateRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceFacts:
+    """What callers are told of this decoder, and how long it waits for them."""
+
+    model: str
+    width: int
+    dtype: str
+    block_size: int
+    num_blocks: int
+    prefix_cache: bool
+    embedding_timeout_s: float
+    slow_reader_timeout_s: float
+    grammar_timeout_s: float
+
+
+class SlowReader(DiptychError):  # noqa: N818 -- read as "raises SlowReader"
+    """The caller does not read its stream."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SLOW_READER"
+
+
+class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
+    """Holds one call's journey: check the prompt, compile its grammar, queue it, feed it embeddings, send its tokens."""
+
+    def __init__(
+        self, engine: Engine, rules: Rules, facts: ServiceFacts, cache: EmbeddingCache, grammars: GrammarCompiler
+    ) -> None:
+        self._engine, self._rules, self._facts = engine, rules, facts
+        self._cache, self._grammars = cache, grammars
+        self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
+
+    async def Generate(self, requests: Messages, context: Context) -> None:  # noqa: N802 -- the method's name
+        """Generate from one prompt; blocks and slot are free again within a step of the call's end."""
+        checked, prompt = await self._read_prompt(requests)
+        stream = ResponseStream(asyncio.get_running_loop())
+        request = self._request(prompt, checked, await self._matchers(checked), stream)
+        self._engine.submit(request)
+        feeding = asyncio.create_task(self._feed(requests, request, checked, stream))
+        try:
+            async for response in stream:
+                await self._write(context, response)
+        finally:
+            self._engine.cancel(request)
+            feeding.cancel()
+
+    async def GetDecoderCapabilities(  # noqa: N802
+        self, _request: decoder_service_pb2.GetDecoderCapabilitiesRequest, _context: Context
+    ) -> decoder_service_pb2.GetDecoderCapabilitiesResponse:
+        """What this decoder runs."""
+        return decoder_service_pb2.GetDecoderCapabilitiesResponse(
+            model=self._facts.model,
+            checkpoint_digest=self._rules.checkpoint_digest,
+            width=self._facts.width,
+            dtype=self._facts.dtype,
+            vocab_size=self._rules.vocab_size,
+            max_context_tokens=self._rules.max_context_tokens,
+            merge_size=self._rules.merge_size,
+            cache="redis" if self._cache.shared else "memory",
+        )
+
+    async def GetLoad(  # noqa: N802
+        self, _request: decoder_service_pb2.GetLoadRequest, _context: Context
+    ) -> decoder_service_pb2.GetLoadResponse:
+        """How busy the engine is, as of its last step."""
+        load = self._engine.load
+        return decoder_service_pb2.GetLoadResponse(
+            num_running=load.num_running,
+            num_waiting=load.num_waiting,
+            num_used_blocks=load.num_used_blocks,
+            num_total_blocks=self._facts.num_blocks,
+            block_size=self._facts.block_size,
+            num_preemptions=load.num_preemptions,
+        )
+
+    async def _read_prompt(self, requests: Messages) -> tuple[CheckedPrompt, decoder_service_pb2.Prompt]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("message") != "prompt":
+            raise refused("prompt", "must be the first message", "REQUIRED")
+        return check_prompt(first.prompt, self._rules, secrets.randbits(64)), first.prompt
+
+    async def _matchers(self, checked: CheckedPrompt) -> list[Matcher]:
+        """One matcher a choice, compiled off the loop; none without a grammar."""
+        if checked.grammar is None:
+            return []
+        field = f"prompt.generation.{checked.grammar.kind.value}"
+        try:
+            return await asyncio.wait_for(
+                self._compile(checked.grammar, checked.params.num_choices), self._facts.grammar_timeout_s
+            )
+        except GrammarError as error:
+            raise refused(field, f"does not compile: {error}", "INVALID_GRAMMAR") from error
+        except TimeoutError as error:
+            raise refused(field, "takes too long to compile", "TOO_COMPLEX") from error
+
+    async def _compile(self, source: GrammarSource, count: int) -> list[Matcher]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._compilers, self._grammars.compile, source, count)
+
+    def _request(
+        self,
+        prompt: decoder_service_pb2.Prompt,
+        checked: CheckedPrompt,
+        matchers: list[Matcher],
+        stream: ResponseStream,
+    ) -> Request:
+        num_tokens, spans = len(checked.token_ids), checked.spans
+        salt = b"" if self._facts.prefix_cache else secrets.token_bytes(16)
+        return Request(
+            request_id=prompt.request_id,
+            tenant=prompt.tenant,
+            token_ids=checked.token_ids,
+            positions=mrope.positions(num_tokens, spans),
+            delta=mrope.delta(num_tokens, spans),
+            media=[
+                MediaItem(span.offset, span.num_tokens, key)
+                for span, key in zip(spans, checked.media_keys, strict=True)
+            ],
+            params=checked.params,
+            root_hash=root_hash(prompt.tenant, salt),
+            on_event=stream.push,
+            matchers=matchers,
+        )
+
+    async def _feed(self, requests: Messages, request: Request, checked: CheckedPrompt, stream: ResponseStream) -> None:
+        """Take in the request's embeddings; a fault of theirs ends the stream."""
+
+        def provide(index: int, rows: torch.Tensor) -> None:
+            self._engine.provide(request, index, rows)
+
+        intake = EmbeddingIntake(
+            checked.spans, self._facts.width, self._facts.dtype, self._cache, provide, stream.report_missing
+        )
+        try:
+            async with asyncio.timeout(self._facts.embedding_timeout_s if checked.spans else None):
+                await intake.run(requests)
+        except TimeoutError:
+            stream.fail(DeadlineExceeded("the embeddings did not arrive in time"))
+        except Exception as error:
+            stream.fail(error)
+
+    async def _write(self, context: Context, response: decoder_service_pb2.GenerateResponse) -> None:
+        try:
+            async with asyncio.timeout(self._facts.slow_reader_timeout_s):
+                await context.write(response)
+        except TimeoutError:
+            raise SlowReader("the stream was not read") from None

@@ -1,0 +1,33 @@
+"""The decoder's settings, from DIPTYCH_* and DIPTYCH_DECODER_* variables or flags."""
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from services.common.server import ServerSettings
+from services.common.settings import CommonSettings
+
+
+class DecoderSettings(CommonSettings, ServerSettings):
+    """Everything an operator may choose."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix="DIPTYCH_DECODER_", validate_by_name=True, extra="forbid", env_ignore_empty=True
+    )
+
+    kv_cache_bytes: int = Field(
+        0, ge=0, description="Memory for keys and values; 0 is a quarter of what is free (on CUDA 85 %)."
+    )
+    kv_cache_tokens: int = Field(0, ge=0, description="The same as a number of tokens; if set, it wins.")
+    block_size: int = Field(0, ge=0, le=1024, description="Tokens in a block of the KV cache; 0 is 16 (on CUDA 256).")
+    max_context_tokens: int = Field(0, ge=0, description="Most tokens of prompt and answer; 0 is the model's limit.")
+    max_sequences: int = Field(64, ge=1, le=1024, description="Most sequences that one step continues.")
+    max_step_tokens: int = Field(1024, ge=1, description="Most tokens that one step computes.")
+    max_stretch: float = Field(
+        1.75, gt=1, description="How much longer a prompt's chunk may make a step that also continues streams."
+    )
+    max_waiting_requests: int = Field(256, ge=1, description="Requests that may wait before more are refused.")
+    max_waiting_tokens: int = Field(1 << 18, ge=1, description="Tokens of prompts that may wait.")
+    prefix_cache: bool = Field(True, description="Whether prompts that start alike share computed blocks.")
+    embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
+    slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")
+    grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

@@ -1,0 +1,108 @@
+"""The bridge from the engine's thread to one call: events in, responses out, joined while the reader is slow."""
+
+import asyncio
+from collections import deque
+
+from diptych.v1 import decoder_service_pb2, generation_pb2
+
+from services.decoder.sequence import Ended, Event, Failed, Finished, FinishReason, Logprob, Token
+
+_REASONS = {
+    FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
+    FinishReason.LENGTH: generation_pb2.FINISH_REASON_LENGTH,
+}
+
+
+class ResponseStream:
+    """An async iterator of responses; `finished` is the last. Tokens that pile up leave as one delta a choice."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._changed = asyncio.Event()
+        self._deltas: dict[int, decoder_service_pb2.TokenDelta] = {}
+        self._missing: deque[int] = deque()
+        self._ends: dict[int, Ended] = {}
+        self._finished: Finished | None = None
+        self._error: BaseException | None = None
+        self._is_over = False
+
+    def push(self, event: Event) -> None:
+        """Take an event, from any thread. Never blocks."""
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._receive, event)
+
+    def report_missing(self, media_index: int) -> None:
+        """Tell the caller that an item's embeddings must be sent. On the loop's thread."""
+        self._missing.append(media_index)
+        self._changed.set()
+
+    def fail(self, error: BaseException) -> None:
+        """Let the iterator raise. On the loop's thread."""
+        self._error = self._error or error
+        self._changed.set()
+
+    def __aiter__(self) -> "ResponseStream":
+        return self
+
+    async def __anext__(self) -> decoder_service_pb2.GenerateResponse:
+        while not self._is_over:
+            self._changed.clear()
+            if (response := self._next()) is not None:
+                return response
+            await self._changed.wait()
+        raise StopAsyncIteration
+
+    def _next(self) -> decoder_service_pb2.GenerateResponse | None:
+        if self._error is not None:
+            raise self._error
+        if self._missing:
+            missing = decoder_service_pb2.EmbeddingMissing(media_index=self._missing.popleft())
+            return decoder_service_pb2.GenerateResponse(missing=missing)
+        if self._deltas:
+            _, delta = self._deltas.popitem()
+            return decoder_service_pb2.GenerateResponse(tokens=delta)
+        if self._finished is not None:
+            self._is_over = True
+            return decoder_service_pb2.GenerateResponse(finished=self._end(self._finished))
+        return None
+
+    def _receive(self, event: Event) -> None:
+        match event:
+            case Token():
+                self._join(event)
+            case Ended():
+                self._ends[event.index] = event
+            case Finished():
+                self._finished = event
+            case Failed():
+                self.fail(event.error)
+        self._changed.set()
+
+    def _join(self, token: Token) -> None:
+        delta = self._deltas.setdefault(token.index, decoder_service_pb2.TokenDelta(index=token.index))
+        delta.token_ids.append(token.token_id)
+        if token.logprob is not None:
+            delta.logprobs.append(_logprob(token.logprob))
+
+    def _end(self, finished: Finished) -> decoder_service_pb2.GenerateFinished:
+        return decoder_service_pb2.GenerateFinished(
+            ends=[
+                decoder_service_pb2.GenerateFinished.End(
+                    reason=_REASONS[end.reason], stop_token_id=end.stop_token_id, num_tokens=end.num_tokens
+                )
+                for _, end in sorted(self._ends.items())
+            ],
+            num_cached_tokens=finished.num_cached_tokens,
+            queue_ms=finished.queue_ms,
+        )
+
+
+def _logprob(logprob: Logprob) -> generation_pb2.TokenLogprob:
+    return generation_pb2.TokenLogprob(
+        token_id=logprob.token_id,
+        logprob=logprob.logprob,
+        alternatives=[
+            generation_pb2.TokenLogprob.Alternative(token_id=token_id, logprob=value)
+            for token_id, value in logprob.alternatives
+        ],
+    )

@@ -1,0 +1,1 @@
+"""The vision encoder: from the bytes of media to patch embeddings."""

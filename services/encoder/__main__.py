@@ -1,0 +1,43 @@
+"""`python -m services.encoder`: parse, bind, run."""
+
+import asyncio
+import sys
+
+from diptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
+
+from services.common.checkpoint import CheckpointError
+from services.common.logs import configure_logging
+from services.common.server import install_stop_signals, serve
+from services.common.settings import parse_command_line
+from services.encoder.build import Loaded, encoder_service, load_model
+from services.encoder.settings import EncoderSettings
+
+_SERVICE = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
+
+
+async def run(settings: EncoderSettings, loaded: Loaded) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    stop = install_stop_signals(asyncio.get_running_loop())
+    async with encoder_service(settings, loaded) as service:
+        await serve(
+            settings,
+            lambda server: encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(service, server),
+            [_SERVICE],
+            stop=stop,
+        )
+
+
+def main() -> None:
+    """Exit code 2 when the settings or the checkpoint cannot be used."""
+    settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
+    configure_logging("encoder")
+    try:
+        loaded = load_model(settings)
+    except CheckpointError as error:
+        print(f"DIPTYCH_MODEL: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    asyncio.run(run(settings, loaded))
+
+
+if __name__ == "__main__":
+    main()

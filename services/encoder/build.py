@@ -1,0 +1,112 @@
+"""From settings to a service that is ready: load, then wire together."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+
+import numpy as np
+import structlog
+import torch
+from diptych.v1 import encoder_service_pb2
+
+from services.common.cache import open_cache
+from services.common.checkpoint import Checkpoint
+from services.common.keys import CacheProfile
+from services.encoder.admission import Admission
+from services.encoder.batcher import Batcher
+from services.encoder.embedder import Embedder
+from services.encoder.item import Limits
+from services.encoder.patchify import Patchifier
+from services.encoder.pipeline import Pipeline
+from services.encoder.service import EncoderService
+from services.encoder.settings import EncoderSettings
+from services.encoder.slices import SliceEncoder
+from services.encoder.tiers import Tiers
+from services.encoder.weights import Vision, load_vision
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A checkpoint whose vision half is in memory."""
+
+    checkpoint: Checkpoint
+    vision: Vision
+    embedder: Embedder
+
+
+def load_model(settings: EncoderSettings) -> Loaded:
+    """Read the checkpoint's vision half and run it once. Raises CheckpointError."""
+    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    checkpoint = Checkpoint.open(settings.model)
+    vision = load_vision(checkpoint, dtype=settings.dtype, device=settings.device)
+    pre = checkpoint.preprocessor
+    embedder = Embedder(vision, Patchifier(pre))
+    side = pre.patch_size * pre.merge_size
+    # what does not fit together fails here and not at the first request
+    embedder.embed([(np.zeros((side, side, 3), np.uint8),) * pre.temporal_patch_size])
+    log.info("ready to encode", model=checkpoint.name, num_threads=torch.get_num_threads())
+    return Loaded(checkpoint, vision, embedder)
+
+
+@asynccontextmanager
+async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIterator[EncoderService]:
+    """A service whose model thread runs and whose caches are open, until the context ends."""
+    tiers = _open_tiers(settings)
+    batcher = Batcher(loaded.embedder.embed, max_batch_patches=settings.batch_patches)
+    running = asyncio.create_task(batcher.run())
+    try:
+        with ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode") as pool:
+            yield EncoderService(
+                Pipeline(
+                    SliceEncoder(batcher, tiers, _profile(loaded)),
+                    tiers,
+                    pool,
+                    secret=settings.cache_secret.get_secret_value().encode(),
+                    window_patches=settings.batch_patches,
+                ),
+                Admission(settings.max_queued_patches, batcher.seconds_for),
+                preprocessor=loaded.checkpoint.preprocessor,
+                limits=Limits(settings.max_item_patches, settings.max_file_bytes, settings.max_source_pixels),
+                capabilities=_capabilities(settings, loaded, tiers.name),
+            )
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        await tiers.close()
+
+
+def _open_tiers(settings: EncoderSettings) -> Tiers:
+    cache = open_cache(settings.cache_url, ttl_s=settings.cache_ttl_s, max_bytes=settings.cache_max_bytes)
+    if not cache.shared:
+        return Tiers(cache, None)
+    local = open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.local_cache_bytes)
+    return Tiers(local, cache)
+
+
+def _profile(loaded: Loaded) -> CacheProfile:
+    return CacheProfile(loaded.vision.digest, loaded.vision.dtype, loaded.checkpoint.preprocessor.version)
+
+
+def _capabilities(
+    settings: EncoderSettings, loaded: Loaded, cache: str
+) -> encoder_service_pb2.GetEncoderCapabilitiesResponse:
+    checkpoint, pre = loaded.checkpoint, loaded.checkpoint.preprocessor
+    return encoder_service_pb2.GetEncoderCapabilitiesResponse(
+        model=checkpoint.name,
+        vision_digest=loaded.vision.digest,
+        checkpoint_digest=checkpoint.digest(),
+        width=checkpoint.vision.hidden_size,
+        dtype=loaded.vision.dtype,
+        patch_size=pre.patch_size,
+        merge_size=pre.merge_size,
+        temporal_patch_size=pre.temporal_patch_size,
+        preprocessing=pre.version,
+        max_patches=settings.max_item_patches,
+        cache=cache,
+    )

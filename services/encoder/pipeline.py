@@ -1,0 +1,79 @@
+"""One media item from its files to its embeddings: decode ahead, look up, compute what is missing, store."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Final
+
+from services.common.embedding import CachedManifest
+from services.common.errors import InvalidRequest, Violation
+from services.common.keys import tenant_key
+from services.common.media.errors import MediaError
+from services.encoder.decode import Frames, decode
+from services.encoder.item import Item
+from services.encoder.slices import EncodedSlice, SliceEncoder, SliceInput
+from services.encoder.tiers import Tiers
+
+# windows of slices that wait for the model while the next one is decoded
+_WINDOWS_AHEAD: Final = 2
+
+
+class Pipeline:
+    """Encodes items. Decoding runs in `pool`, ahead of the model by a bounded number of slices."""
+
+    def __init__(
+        self,
+        slices: SliceEncoder,
+        tiers: Tiers,
+        pool: ThreadPoolExecutor,
+        *,
+        secret: bytes,
+        window_patches: int,
+    ) -> None:
+        self._slices = slices
+        self._tiers = tiers
+        self._pool = pool
+        self._secret = secret
+        self._window_patches = window_patches
+
+    async def encode(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
+        """The slices of an item in order; its manifest is cached when all of them are stored.
+
+        Raises InvalidRequest for broken media, and what a slice's own failure was.
+        """
+        try:
+            encoded = await self._encode_windows(item, files, deadline)
+        except MediaError as error:
+            place = "chunk" if error.file_index is None else f"header.file_sizes[{error.file_index}]"
+            violation = Violation(place, error.message, error.reason)
+            raise InvalidRequest([violation], error.message, reason=error.reason) from error
+        if all(part.stored for part in encoded):
+            rows, keys = encoded[0].rows, tuple(part.key for part in encoded)
+            await self._tiers.store_manifest(item.media_key, CachedManifest(item.grid, rows.width, rows.dtype, keys))
+        return encoded
+
+    async def _encode_windows(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
+        slice_patches = item.grid[1] * item.grid[2]
+        key, source = tenant_key(self._secret, item.tenant), decode(item.plan, files)
+        tasks: list[asyncio.Task[list[EncodedSlice]]] = []
+        try:
+            while window := await self._next_window(source, slice_patches, key):
+                tasks.append(asyncio.create_task(self._slices.encode(window, deadline)))
+                if len(tasks) > _WINDOWS_AHEAD:
+                    await tasks[-1 - _WINDOWS_AHEAD]
+            return [part for task in tasks for part in await task]
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _next_window(self, source: Iterator[Frames], num_patches: int, key: bytes) -> list[SliceInput]:
+        """The next slices of `num_patches` each, as many as the model takes at once; none at the end."""
+        num_slices = max(1, self._window_patches // num_patches)
+
+        def take() -> list[SliceInput]:
+            frames = islice(source, num_slices)
+            return [SliceInput(self._slices.key_of(slice_, key), slice_, num_patches) for slice_ in frames]
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, take)

@@ -1,0 +1,134 @@
+"""EncoderService: a header and bytes in, a manifest and embeddings out."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import accumulate
+from typing import Any
+
+import grpc
+import structlog
+from diptych.v1 import content_pb2, embedding_pb2, encoder_service_pb2, encoder_service_pb2_grpc
+
+from services.common.checkpoint import Preprocessor
+from services.common.embedding import MAX_CHUNK_BYTES
+from services.common.errors import InvalidRequest, Violation
+from services.encoder.admission import Admission
+from services.encoder.item import Item, Limits, read_header
+from services.encoder.pipeline import Pipeline
+from services.encoder.slices import EncodedSlice
+
+log = structlog.get_logger()
+
+_NO_DEADLINE_S = 3600.0
+Requests = AsyncIterator[encoder_service_pb2.EncodeRequest]
+Response = encoder_service_pb2.EncodeResponse
+
+
+class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
+    """Proto in, proto out."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        admission: Admission,
+        *,
+        preprocessor: Preprocessor,
+        limits: Limits,
+        capabilities: encoder_service_pb2.GetEncoderCapabilitiesResponse,
+    ) -> None:
+        self._pipeline = pipeline
+        self._admission = admission
+        self._preprocessor = preprocessor
+        self._limits = limits
+        self._capabilities = capabilities
+
+    async def Encode(  # noqa: N802  # gRPC's name
+        self, request_iterator: Requests, context: grpc.aio.ServicerContext[Any, Any]
+    ) -> AsyncIterator[Response]:
+        item = read_header(await _header(request_iterator), self._preprocessor, self._limits)
+        with self._admission.admit(item.num_patches):
+            files = await _read_files(request_iterator, item.file_sizes)
+            started = time.monotonic()
+            encoded = await self._pipeline.encode(item, files, _deadline(context))
+            manifest = _manifest(item, encoded, (time.monotonic() - started) * 1000)
+            _log(item, manifest)
+            yield Response(manifest=manifest)
+            if item.inline or not manifest.stored:
+                for chunk in chunks(encoded):
+                    yield Response(chunk=chunk)
+
+    async def GetEncoderCapabilities(  # noqa: N802  # gRPC's name
+        self,
+        request: encoder_service_pb2.GetEncoderCapabilitiesRequest,  # noqa: ARG002  # empty
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+    ) -> encoder_service_pb2.GetEncoderCapabilitiesResponse:
+        return self._capabilities
+
+
+def chunks(encoded: Sequence[EncodedSlice]) -> Iterator[embedding_pb2.EmbeddingChunk]:
+    """The rows of all slices in order, at most 1 MiB a chunk."""
+    offset = 0
+    for part in encoded:
+        data = part.rows.data
+        for start in range(0, len(data), MAX_CHUNK_BYTES):
+            piece = bytes(data[start : start + MAX_CHUNK_BYTES])
+            yield embedding_pb2.EmbeddingChunk(byte_offset=offset, data=piece)
+            offset += len(piece)
+
+
+async def _header(requests: Requests) -> encoder_service_pb2.EncodeHeader:
+    first = await anext(requests, None)
+    if first is None or first.WhichOneof("message") != "header":
+        raise InvalidRequest([Violation("header", "must be the first message", "REQUIRED")])
+    return first.header
+
+
+async def _read_files(requests: Requests, sizes: Sequence[int]) -> list[bytes]:
+    """The files' bytes as announced. Raises InvalidRequest as soon as there are more, or at the end when fewer."""
+    received, announced = bytearray(), sum(sizes)
+    async for request in requests:
+        if request.WhichOneof("message") != "chunk":
+            raise InvalidRequest([Violation("header", "must be sent once", "REPEATED")])
+        received += request.chunk
+        if len(received) > announced:
+            break
+    if len(received) != announced:
+        problem = f"add up to {announced} bytes, but {'more' if len(received) > announced else 'fewer'} were sent"
+        raise InvalidRequest([Violation("header.file_sizes", problem, "SIZE_MISMATCH")])
+    ends = list(accumulate(sizes))
+    return [bytes(received[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
+    """When the caller stops waiting, in the loop's time."""
+    remaining = context.time_remaining()
+    return asyncio.get_running_loop().time() + (_NO_DEADLINE_S if remaining is None else remaining)
+
+
+def _manifest(item: Item, encoded: Sequence[EncodedSlice], total_ms: float) -> encoder_service_pb2.Manifest:
+    t, h, w = item.grid
+    queue_ms = max(part.queue_ms for part in encoded)
+    return encoder_service_pb2.Manifest(
+        grid=content_pb2.Grid(t=t, h=h, w=w),
+        width=encoded[0].rows.width,
+        dtype=encoded[0].rows.dtype,
+        slice_keys=[part.key for part in encoded],
+        stored=all(part.stored for part in encoded),
+        num_cached_slices=sum(part.cached for part in encoded),
+        queue_ms=queue_ms,
+        encode_ms=max(0.0, total_ms - queue_ms),
+    )
+
+
+def _log(item: Item, manifest: encoder_service_pb2.Manifest) -> None:
+    log.info(
+        "encoded",
+        request_id=item.request_id,
+        kind=item.plan.source,
+        num_patches=item.num_patches,
+        num_slices=len(manifest.slice_keys),
+        num_cached=manifest.num_cached_slices,
+        queue_ms=round(manifest.queue_ms, 1),
+        encode_ms=round(manifest.encode_ms, 1),
+    )

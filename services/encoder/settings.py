@@ -1,0 +1,40 @@
+"""The encoder's settings."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from services.common.media.images import MAX_SOURCE_PIXELS
+from services.common.server import ServerSettings
+from services.common.settings import CommonSettings
+
+
+class EncoderSettings(CommonSettings, ServerSettings):
+    """Read once, from the environment and the command line. A patch is a square of 14 pixels in most checkpoints."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, env_prefix="DIPTYCH_ENCODER_", validate_by_name=True, extra="forbid", env_ignore_empty=True
+    )
+
+    batch_patches: int = Field(8192, ge=1, description="Patches that go through the model at once.")
+    max_item_patches: int = Field(
+        524_288, ge=1, description="Patches one image or video may have; more is refused as too large."
+    )
+    max_queued_patches: int = Field(
+        1_048_576, ge=1, description="Patches of all requests under way; beyond them requests are told to come back."
+    )
+    decode_threads: int = Field(2, ge=1, description="Threads that decode and resize media.")
+    local_cache_bytes: int = Field(
+        256 << 20, ge=0, description="Bytes of embeddings kept in this process in front of a shared cache."
+    )
+    max_file_bytes: int = Field(256 << 20, ge=1, description="Bytes of one item's files together.")
+    max_source_pixels: int = Field(
+        MAX_SOURCE_PIXELS, ge=1, description="Pixels that a picture or a frame may have before it is resized."
+    )
+
+    @model_validator(mode="after")
+    def _queue_takes_the_largest_item(self) -> Self:
+        if self.max_queued_patches < self.max_item_patches:
+            raise ValueError("DIPTYCH_ENCODER_MAX_QUEUED_PATCHES must not be below DIPTYCH_ENCODER_MAX_ITEM_PATCHES")
+        return self

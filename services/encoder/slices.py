@@ -1,0 +1,71 @@
+"""The slices of an item: their keys, and the model only for what no cache has.
+
+A slice's key follows from its pixels, so overlapping clips and equal pictures share embeddings.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.common.embedding import Slice
+from services.common.keys import CacheProfile, slice_key
+from services.encoder.batcher import Batcher
+from services.encoder.decode import Frames
+from services.encoder.flights import Flight, Flights, gather
+from services.encoder.tiers import Found, Tiers
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedSlice:
+    """One slice of an item. `cached`: a cache had it. `stored`: the shared cache holds it, acknowledged."""
+
+    key: bytes
+    rows: Slice
+    cached: bool
+    stored: bool
+    queue_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SliceInput:
+    """The frames of a slice, its cache key, and its cost."""
+
+    key: bytes
+    frames: Frames
+    num_patches: int
+
+
+class SliceEncoder:
+    """Gives the embeddings of slices; the same slice is never computed twice at a time."""
+
+    def __init__(self, batcher: Batcher, tiers: Tiers, profile: CacheProfile) -> None:
+        self._batcher = batcher
+        self._tiers = tiers
+        self._profile = profile
+        self._flights: Flights[EncodedSlice] = Flights()
+
+    def key_of(self, frames: Frames, tenant_key: bytes) -> bytes:
+        """The cache key of a slice. Hashes its pixels, so not for the event loop."""
+        digest = hashlib.sha256()
+        for frame in frames:
+            digest.update(frame.data)
+        height, width, _ = frames[0].shape
+        return slice_key(tenant_key, digest.digest(), height, width, self._profile)
+
+    async def encode(self, slices: Sequence[SliceInput], deadline: float) -> list[EncodedSlice]:
+        """Embeddings in the order of `slices`. Raises what one slice's own failure was."""
+        found = await self._tiers.look_up([part.key for part in slices])
+        return await gather(self._one(part, found.get(part.key), deadline) for part in slices)
+
+    async def _one(self, part: SliceInput, found: Found | None, deadline: float) -> EncodedSlice:
+        if found is not None:
+            return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
+        return await self._flights.join(part.key, deadline, lambda flight: self._compute(part, flight))
+
+    async def _compute(self, part: SliceInput, flight: Flight) -> EncodedSlice:
+        # another flight may have landed since the look-up
+        if found := await self._tiers.look_up_again(part.key):
+            return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
+        encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
+        stored = await self._tiers.store(part.key, encoded.rows)
+        return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, queue_ms=encoded.queue_ms)

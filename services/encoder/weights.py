@@ -1,0 +1,79 @@
+"""The vision half of a checkpoint: its weights, their digest, and where and in what arithmetic they run."""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import structlog
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from services.common.checkpoint import Checkpoint, CheckpointError, canonical_name
+from services.encoder.vision_model import VisionTransformer
+
+log = structlog.get_logger()
+
+_PREFIX = "visual."
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """A loaded vision transformer. `digest` is "sha256:" and that of the weights as stored; `dtype` as on the wire."""
+
+    model: VisionTransformer
+    digest: str
+    dtype: str
+    device: torch.device
+
+
+def load_vision(checkpoint: Checkpoint, *, dtype: str, device: str) -> Vision:
+    """Read the vision weights alone. `dtype` and `device` may be "auto". Raises CheckpointError."""
+    chosen_device = choose_device(device)
+    chosen_dtype = choose_dtype(dtype, checkpoint.weight_dtype, chosen_device)
+    with torch.device("meta"):
+        model = VisionTransformer(checkpoint.vision)
+    digest = hashlib.sha256()
+    weights = {}
+    for name, tensor in stored_tensors(checkpoint):
+        _update(digest, name, tensor)
+        weights[name] = tensor.to(chosen_device, _DTYPES[chosen_dtype])
+    _assign(model, weights, checkpoint)
+    log.info("vision weights loaded", device=str(chosen_device), dtype=chosen_dtype, num_tensors=len(weights))
+    return Vision(model.eval(), f"sha256:{digest.hexdigest()}", chosen_dtype, chosen_device)
+
+
+def choose_device(device: str) -> torch.device:
+    """ "auto" is CUDA where present, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
+
+
+def choose_dtype(dtype: str, stored: str, device: torch.device) -> str:
+    """ "auto" is the checkpoint's own on CUDA, and float32 on the CPU, where 16-bit arithmetic is emulated."""
+    if dtype != "auto":
+        return dtype
+    return stored if device.type == "cuda" else "float32"
+
+
+def stored_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, Tensor]]:
+    """The vision tensors as stored, by canonical name without its prefix, sorted by it; one in memory at a time."""
+    files = checkpoint.tensor_files([_PREFIX])
+    for stored_name in sorted(files, key=canonical_name):
+        with safe_open(files[stored_name], framework="pt") as file:
+            yield canonical_name(stored_name).removeprefix(_PREFIX), file.get_tensor(stored_name)
+
+
+def _update(digest: "hashlib._Hash", name: str, tensor: Tensor) -> None:
+    digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+    digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
+
+
+def _assign(model: VisionTransformer, weights: dict[str, Tensor], checkpoint: Checkpoint) -> None:
+    # the checkpoint's patch embedding is a convolution whose stride is its kernel: a linear layer on flat patches
+    if "patch_embed.proj.weight" in weights:
+        weights["patch_embed.weight"] = weights.pop("patch_embed.proj.weight").flatten(1)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint.path}: the vision weights do not fit config.json: {error}") from error

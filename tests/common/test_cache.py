@@ -1,0 +1,157 @@
+"""The contract of the embedding cache, held by every backend."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import numpy as np
+import pytest
+from cli.local_redis import LocalRedis
+from services.common.cache import EmbeddingCache, open_cache
+from services.common.cache.base import ByteStore
+from services.common.cache.memory import MemoryStore
+from services.common.cache.redis import RedisStore
+from services.common.embedding import CachedManifest, Slice
+from services.common.keys import digest_of, tenant_key
+
+KEY, OTHER = b"k" * 32, b"o" * 32
+TENANT = tenant_key(b"", "acme")
+MANIFEST = CachedManifest((2, 4, 6), 8, "float32", (KEY, OTHER))
+LARGE_ROWS = 300_000  # 9.6 MB: three chunks in Redis
+
+
+def embedding(num_rows: int = 6, seed: int = 0) -> Slice:
+    """Random rows of width 8."""
+    rows = np.random.default_rng(seed).random((num_rows, 8), dtype=np.float32)
+    return Slice(num_rows, 8, "float32", memoryview(rows).cast("B"))
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LocalRedis]]:
+    """One server on a port and one on a socket."""
+    socket = tmp_path_factory.mktemp("redis") / "s"
+    with LocalRedis() as on_port, LocalRedis(socket_path=socket) as on_socket:
+        yield {"redis": on_port, "unix": on_socket}
+
+
+@pytest.fixture(params=["memory", "redis", "unix"])
+async def store(request: pytest.FixtureRequest, servers: dict[str, LocalRedis]) -> AsyncIterator[ByteStore]:
+    """An empty store of each kind."""
+    if request.param == "memory":
+        yield MemoryStore(ttl_s=60, max_bytes=64 << 20)
+        return
+    opened = RedisStore(servers[request.param].url, ttl_s=60)
+    await opened._redis.flushall()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+def cache(store: ByteStore) -> EmbeddingCache:
+    """The cache over it."""
+    return EmbeddingCache(store)
+
+
+async def test_what_is_put_is_got(cache: EmbeddingCache) -> None:
+    """Slices and manifests come back bit for bit; what was not put is None."""
+    assert await cache.put_slices({KEY: embedding()})
+    assert await cache.put_manifest(b"m" * 32, MANIFEST)
+    assert await cache.get_slices([OTHER, KEY]) == [None, embedding()]
+    assert await cache.has_slices([KEY, OTHER]) == [True, False]
+    assert await cache.get_manifest(b"m" * 32) == MANIFEST
+    assert await cache.get_manifest(KEY) is None
+
+
+async def test_nothing_is_asked_for_nothing(cache: EmbeddingCache) -> None:
+    """Empty lists are answered without a word to the store."""
+    assert (await cache.get_slices([]), await cache.has_slices([]), await cache.put_slices({})) == ([], [], True)
+
+
+async def test_large_slices_come_back(cache: EmbeddingCache) -> None:
+    """A slice of many megabytes is one slice, beside small ones, however it is stored."""
+    large = embedding(LARGE_ROWS)
+    assert await cache.put_slices({KEY: large, OTHER: embedding()})
+    assert await cache.get_slices([KEY, OTHER, KEY]) == [large, embedding(), large]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+async def test_nan_and_infinity_are_never_cached(cache: EmbeddingCache, bad: float) -> None:
+    """One value that is not finite keeps the whole call from being written."""
+    rows = np.full((6, 8), bad, dtype=np.float32)
+    assert not await cache.put_slices({OTHER: embedding(), KEY: Slice(6, 8, "float32", memoryview(rows).cast("B"))})
+    assert await cache.has_slices([KEY, OTHER]) == [False, False]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+async def test_a_damaged_value_is_a_miss_and_is_deleted(store: ByteStore, cache: EmbeddingCache, damage: str) -> None:
+    """A value that does not verify is never used and does not stay."""
+    await cache.put_slices({KEY: embedding()})
+    name = f"diptych:slice:{KEY.hex()}"
+    (value,) = await store.get([name])
+    assert value is not None
+    damaged = {"cut": value[:-1], "flipped": value[:-1] + bytes([value[-1] ^ 1]), "foreign": b"x" * 99, "empty": b""}
+    await store.put({name: damaged[damage]})
+    assert await cache.get_slices([KEY]) == [None]
+    assert await cache.has_slices([KEY]) == [False]
+    assert cache.stats().corrupt == 1
+
+
+async def test_media_is_kept_by_digest_and_tenant(cache: EmbeddingCache) -> None:
+    """Uploaded media come back to the tenant that sent them and to no other, whatever their size and content."""
+    for data in (b"picture", b"", b"DpCh" + b"x" * 12, bytes(9 << 20)):
+        digest = digest_of(data)
+        assert await cache.put_media(TENANT, digest, data)
+        assert await cache.get_media(TENANT, digest) == data
+        assert await cache.get_media(tenant_key(b"", "other"), digest) is None
+
+
+async def test_counts(cache: EmbeddingCache) -> None:
+    """Hits, misses and bytes are counted."""
+    await cache.put_slices({KEY: embedding()})
+    await cache.get_slices([KEY, OTHER])
+    stats = cache.stats()
+    assert (stats.hits, stats.misses, stats.errors, stats.corrupt) == (1, 1, 0, 0)
+    assert stats.bytes_read == stats.bytes_written > 6 * 8 * 4
+
+
+async def test_many_callers_at_once(cache: EmbeddingCache) -> None:
+    """Hundreds of look-ups together are all answered."""
+    await cache.put_slices({KEY: embedding()})
+    assert await asyncio.gather(*(cache.get_slices([KEY]) for _ in range(300))) == [[embedding()]] * 300
+
+
+async def test_values_have_an_absolute_time_to_live(cache: EmbeddingCache, store: ByteStore) -> None:
+    """Reading does not prolong a value's life."""
+    if isinstance(store, MemoryStore):
+        now = 0.0
+        store._ttl_s, store._clock = 10, lambda: now
+        await cache.put_slices({KEY: embedding()})
+        now = 9.0
+        assert await cache.get_slices([KEY]) == [embedding()]
+        now = 10.0
+        assert await cache.get_slices([KEY]) == [None]
+    elif isinstance(store, RedisStore):
+        await cache.put_slices({KEY: embedding(LARGE_ROWS)})
+        names = await store._redis.keys("diptych:*")
+        expires = [await store._redis.expiretime(name) for name in names]
+        await cache.get_slices([KEY])
+        assert [await store._redis.expiretime(name) for name in names] == expires
+        assert len(names) == 4
+        assert all(0 < await store._redis.ttl(name) <= 60 for name in names)
+
+
+async def test_memory_stays_within_its_bytes() -> None:
+    """The least recently used values go first; one that is larger than all the room is refused."""
+    store = MemoryStore(ttl_s=60, max_bytes=30)
+    cache = EmbeddingCache(store)
+    await store.put({"a": b"x" * 10, "b": b"x" * 10, "c": b"x" * 10})
+    await store.get(["a"])
+    await store.put({"d": b"x" * 10})
+    assert await store.contains(["a", "b", "c", "d"]) == [True, False, True, True]
+    assert not await cache.put_slices({KEY: embedding()})
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])
+def test_other_urls_are_refused(url: str) -> None:
+    """A URL that names no backend is an error at the start."""
+    with pytest.raises(ValueError, match="redis://"):
+        open_cache(url, ttl_s=1, max_bytes=1)

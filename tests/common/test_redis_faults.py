@@ -1,0 +1,168 @@
+"""What a cache over a broken server does: it misses, at once, and is back within two seconds of the server."""
+
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+from cli.local_redis import LocalRedis
+from services.common.cache import EmbeddingCache, open_cache
+from services.common.embedding import Slice
+from services.common.cache.chunks import MAX_VALUE_BYTES
+from services.common.cache.redis import PROBE_INTERVAL_S, REPLY_TIMEOUT_S, VALUE_TIMEOUT_S
+
+from redis.asyncio import Redis
+
+Eventually: TypeAlias = Callable[[Callable[[], Awaitable[bool]], float], Awaitable[None]]
+KEY = b"k" * 32
+ROWS = Slice(4, 8, "float32", memoryview(np.ones((4, 8), dtype=np.float32)).cast("B"))
+
+
+@pytest.fixture
+async def cache(redis_server: LocalRedis) -> AsyncIterator[EmbeddingCache]:
+    """A cache that has met its server."""
+    opened = open_cache(redis_server.url, ttl_s=60, max_bytes=0)
+    assert await opened.put_slices({KEY: ROWS})
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def admin(redis_server: LocalRedis) -> AsyncIterator[Redis]:
+    """A plain client, to hurt the server with."""
+    client = Redis.from_url(redis_server.url)
+    yield client
+    await client.aclose()
+
+
+def is_back(cache: EmbeddingCache) -> Callable[[], Awaitable[bool]]:
+    """Whether the cache takes and gives again."""
+
+    async def check() -> bool:
+        return await cache.put_slices({KEY: ROWS}) and await cache.get_slices([KEY]) == [ROWS]
+
+    return check
+
+
+async def misses_at_once(cache: EmbeddingCache) -> None:
+    """Every operation fails without an exception, a hundred of them within 20 ms."""
+    start = time.perf_counter()
+    for _ in range(25):
+        assert await cache.get_slices([KEY]) == [None]
+        assert await cache.has_slices([KEY]) == [False]
+        assert await cache.get_manifest(KEY) is None
+        assert not await cache.put_slices({KEY: ROWS})
+    assert time.perf_counter() - start < 0.02
+
+
+async def test_killed(redis_server: LocalRedis, cache: EmbeddingCache, eventually: Eventually) -> None:
+    """A server that dies is a miss without a wait, and is used again within two seconds of its return."""
+    os.kill(redis_server.pid, signal.SIGKILL)
+    assert await cache.get_slices([KEY]) == [None]
+    await misses_at_once(cache)
+    redis_server.stop()
+    redis_server.start()
+    await eventually(is_back(cache), 2)
+
+
+async def test_stopped(redis_server: LocalRedis, cache: EmbeddingCache, eventually: Eventually) -> None:
+    """A server that hangs costs the first caller a bounded wait, the next ones none."""
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    try:
+        start = time.perf_counter()
+        assert await cache.get_slices([KEY]) == [None]
+        assert time.perf_counter() - start < REPLY_TIMEOUT_S + VALUE_TIMEOUT_S + 0.1
+        await misses_at_once(cache)
+    finally:
+        os.kill(redis_server.pid, signal.SIGCONT)
+    await eventually(is_back(cache), 2)
+
+
+async def test_a_hang_is_noticed_without_a_caller(
+    redis_server: LocalRedis, cache: EmbeddingCache, eventually: Eventually
+) -> None:
+    """The watch finds a hung server by itself, so that most requests never wait for it."""
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    try:
+        store = cache._store
+
+        async def is_lost() -> bool:
+            return not store._up  # type: ignore[attr-defined]
+
+        await eventually(is_lost, PROBE_INTERVAL_S + REPLY_TIMEOUT_S + 0.5)
+        await misses_at_once(cache)
+    finally:
+        os.kill(redis_server.pid, signal.SIGCONT)
+
+
+async def test_never_there(eventually: Eventually) -> None:
+    """Without a server at the start everything misses; when it comes, it is used."""
+    server = LocalRedis()
+    cache = open_cache(server.url, ttl_s=60, max_bytes=0)
+    assert await cache.get_slices([KEY]) == [None]
+    await misses_at_once(cache)
+    with server:
+        await eventually(is_back(cache), 2)
+    await cache.close()
+
+
+async def test_read_only(cache: EmbeddingCache, admin: Redis, eventually: Eventually) -> None:
+    """A replica refuses writes, once a second and not once a request; reads go on."""
+    await admin.replicaof("127.0.0.1", "1")
+    assert not await cache.put_slices({KEY: ROWS})
+    assert await cache.get_slices([KEY]) == [ROWS]
+    start = time.perf_counter()
+    assert not any([await cache.put_slices({KEY: ROWS}) for _ in range(100)])
+    assert time.perf_counter() - start < 0.02
+    await admin.replicaof("NO", "ONE")
+    await eventually(is_back(cache), 2)
+
+
+async def test_full(cache: EmbeddingCache, admin: Redis, eventually: Eventually) -> None:
+    """A full server refuses writes and still serves what it has."""
+    await admin.config_set("maxmemory-policy", "noeviction")
+    await admin.config_set("maxmemory", "1")
+    assert not await cache.put_slices({b"n" * 32: ROWS})
+    assert await cache.get_slices([KEY]) == [ROWS]
+    await admin.config_set("maxmemory", "0")
+    await eventually(is_back(cache), 2)
+
+
+async def test_flushed(cache: EmbeddingCache, admin: Redis) -> None:
+    """An emptied server is plain misses, no error."""
+    await admin.flushall()
+    assert await cache.get_slices([KEY]) == [None]
+    assert await is_back(cache)()
+    assert cache.stats().errors == 0
+
+
+async def test_a_lost_chunk(cache: EmbeddingCache, admin: Redis) -> None:
+    """A large value of which a chunk was evicted is a miss, and its head goes too, so that it is written anew."""
+    rows = MAX_VALUE_BYTES // 32 * 2
+    large = Slice(rows, 8, "float32", memoryview(np.ones((rows, 8), dtype=np.float32)).cast("B"))
+    assert await cache.put_slices({KEY: large})
+    (chunk,) = await admin.keys("*:1")
+    await admin.delete(chunk)
+    assert await cache.get_slices([KEY]) == [None]
+    assert await cache.has_slices([KEY]) == [False]
+
+
+async def test_a_foreign_type(cache: EmbeddingCache, admin: Redis) -> None:
+    """A list or a hash under our key is a miss and is deleted."""
+    name = f"diptych:slice:{KEY.hex()}"
+    await admin.delete(name)
+    await admin.rpush(name, "x")
+    assert await cache.get_slices([KEY]) == [None]
+    assert await cache.has_slices([KEY]) == [False]
+
+
+async def test_a_wrong_password(admin: Redis, redis_server: LocalRedis) -> None:
+    """A server that does not let us in is a server that is down."""
+    await admin.config_set("requirepass", "secret")
+    cache = open_cache(redis_server.url, ttl_s=60, max_bytes=0)
+    assert await cache.get_slices([KEY]) == [None]
+    await misses_at_once(cache)
+    await cache.close()

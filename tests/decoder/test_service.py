@@ -1,0 +1,349 @@
+"""The service over a real socket, with a real engine behind it."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grpc, embedding_pb2, generation_pb2
+from tokenizers import Tokenizer
+
+from services.common.cache import open_cache
+from services.common.embedding import Slice
+from services.common.errors import InvalidRequest, PromptTooLong, VersionMismatch, from_rpc_error
+from services.common.server import serve
+from services.decoder.__main__ import SERVICE_NAME
+from services.decoder.assemble import build_decoder
+from services.decoder.settings import DecoderSettings
+
+CALL_S = 60
+KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND_VIDEO}
+Message = decoder_service_pb2.GenerateRequest
+
+
+class Service:
+    """A running decoder and a client of it."""
+
+    def __init__(self, model, cache, engine, stub) -> None:
+        self.model, self.cache, self.engine, self.stub = model, cache, engine, stub
+
+    async def generate(self, *messages, timeout=CALL_S):
+        """Send all messages, close, and return (tokens by choice, finished)."""
+        call = self.stub.Generate(timeout=timeout)
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        return await collect(call)
+
+    async def fails(self, *messages):
+        """The domain error that a call ends with."""
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await self.generate(*messages)
+        return from_rpc_error(caught.value, "decoder")
+
+    async def until_idle(self) -> None:
+        """Wait until nothing runs and every block is back."""
+        for _ in range(2000):
+            load = await self.stub.GetLoad(decoder_service_pb2.GetLoadRequest())
+            if load.num_running == load.num_waiting == load.num_used_blocks == 0:
+                return
+            await asyncio.sleep(0.005)
+        raise AssertionError("the engine did not come to rest")
+
+
+async def collect(call):
+    tokens, finished = {}, None
+    async for response in call:
+        assert finished is None, "something came after finished"
+        if response.WhichOneof("event") == "tokens":
+            tokens.setdefault(response.tokens.index, []).extend(response.tokens.token_ids)
+        else:
+            assert response.WhichOneof("event") == "finished"
+            finished = response.finished
+    return tokens, finished
+
+
+def prompt(case, **options) -> Message:
+    """The first message for a case."""
+    defaults = {"max_tokens": 12, "temperature": 0.0}
+    placements = [
+        decoder_service_pb2.MediaPlacement(
+            offset=span.offset,
+            grid=content_pb2.Grid(t=span.grid[0], h=span.grid[1], w=span.grid[2]),
+            media_key=key,
+            kind=KINDS["image" if span.grid[0] == 1 else "video"],
+        )
+        for span, key in zip(case.spans, case.keys, strict=True)
+    ]
+    generation = generation_pb2.Generation(**{**defaults, **options})
+    return Message(
+        prompt=decoder_service_pb2.Prompt(
+            request_id="r", tenant="a", token_ids=case.token_ids, media=placements, generation=generation
+        )
+    )
+
+
+def chunks(case, index: int, size: int = 1 << 20) -> list[Message]:
+    """An item's rows as chunk messages."""
+    data = case.rows[index].numpy().tobytes()
+    return [
+        Message(chunk=embedding_pb2.EmbeddingChunk(media_index=index, byte_offset=at, data=data[at : at + size]))
+        for at in range(0, len(data), size)
+    ]
+
+
+async def put(service: Service, case, index: int, dtype: torch.dtype = torch.float32) -> Message:
+    """Put an item's slices into the cache; the reference to them."""
+    t = case.spans[index].grid[0]
+    keys = [np.random.default_rng((index, i)).bytes(32) for i in range(t)]
+    parts = case.rows[index].to(dtype).chunk(t)
+    name = str(dtype).removeprefix("torch.")
+    slices = {}
+    for key, part in zip(keys, parts, strict=True):
+        data = memoryview(part.contiguous().view(torch.uint8).numpy().tobytes())
+        slices[key] = Slice(len(part), part.shape[1], name, data)
+    assert await service.cache.put_slices(slices)
+    return Message(reference=embedding_pb2.EmbeddingReference(media_index=index, slice_keys=keys))
+
+
+@pytest.fixture
+async def service(gqa_model, monkeypatch) -> AsyncIterator[Service]:
+    """A decoder on a free port."""
+    cache = open_cache("memory://", ttl_s=60, max_bytes=1 << 20)
+    settings = DecoderSettings(model=str(gqa_model.path), kv_cache_tokens=2048, listen="127.0.0.1:0", device="cpu")
+    engine, servicer = build_decoder(settings, gqa_model.checkpoint, cache)
+    engine.start()
+    stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
+
+    def register(server) -> None:
+        decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(servicer, server)
+
+    serving = asyncio.create_task(serve(settings, register, [SERVICE_NAME], stop=stop, on_ready=ready.set_result))
+    port = await asyncio.wait_for(ready, CALL_S)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield Service(gqa_model, cache, engine, decoder_service_pb2_grpc.DecoderServiceStub(channel))
+    stop.set()
+    await serving
+    engine.stop()
+
+
+@pytest.fixture
+def mixed(gqa_model):
+    """A prompt with a video and an image."""
+    return gqa_model.case(3, ("video", (3, 3, 4)), 2, ("image", (1, 5, 2)), 9)
+
+
+async def test_text(service):
+    """A text prompt's greedy tokens are transformers'."""
+    case = service.model.case(9)
+    tokens, finished = await service.generate(prompt(case))
+    assert tokens[0] == service.model.generate(case, 12)
+    assert finished.ends[0].reason == generation_pb2.FINISH_REASON_LENGTH
+    assert finished.ends[0].num_tokens == 12
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+async def test_chunks_in_any_order_of_items(service, mixed, size):
+    """Embeddings sent in chunks, the second item first."""
+    tokens, _ = await service.generate(prompt(mixed), *chunks(mixed, 1, size), *chunks(mixed, 0, size))
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_references(service, mixed):
+    """Embeddings that stand in the cache, one of them by reference and one in chunks."""
+    reference = await put(service, mixed, 0)
+    tokens, _ = await service.generate(prompt(mixed), reference, *chunks(mixed, 1))
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_missing_reference(service, mixed):
+    """A reference that the cache does not hold is reported, and its chunks are taken instead."""
+    call = service.stub.Generate(timeout=CALL_S)
+    await call.write(prompt(mixed))
+    keys = [bytes(32)] * 3
+    await call.write(Message(reference=embedding_pb2.EmbeddingReference(media_index=0, slice_keys=keys)))
+    events = aiter(call)
+    assert (await anext(events)).missing.media_index == 0
+    for message in (*chunks(mixed, 1), *chunks(mixed, 0)):
+        await call.write(message)
+    await call.done_writing()
+    tokens, _ = await collect(events)
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_reference_in_another_dtype_is_converted(service, mixed):
+    """bf16 slices serve an fp32 decoder, as the values they stand for."""
+    references = [await put(service, mixed, index, torch.bfloat16) for index in (0, 1)]
+    mixed.rows = [rows.to(torch.bfloat16).float() for rows in mixed.rows]
+    tokens, _ = await service.generate(prompt(mixed), *references)
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_slices_of_another_shape_are_missing(service, gqa_model):
+    """A slice with too few rows is not used but asked for again."""
+    case, other = gqa_model.case(("image", (1, 4, 4)), 3), gqa_model.case(("image", (1, 2, 4)), 3)
+    call = service.stub.Generate(timeout=CALL_S)
+    await call.write(prompt(case))
+    await call.write(await put(service, other, 0))
+    assert (await anext(aiter(call))).missing.media_index == 0
+    call.cancel()
+
+
+async def test_capabilities(service):
+    """What the decoder says of itself is the checkpoint's."""
+    answer = await service.stub.GetDecoderCapabilities(decoder_service_pb2.GetDecoderCapabilitiesRequest())
+    checkpoint = service.model.checkpoint
+    assert answer.checkpoint_digest == checkpoint.digest()
+    assert (answer.width, answer.vocab_size) == (checkpoint.text.hidden_size, checkpoint.text.vocab_size)
+    assert (answer.dtype, answer.cache, answer.merge_size) == ("float32", "memory", 2)
+    assert answer.max_context_tokens == 2048
+
+
+async def test_another_checkpoint_is_refused(service):
+    """A prompt made for another checkpoint fails with both digests."""
+    message = prompt(service.model.case(3))
+    message.prompt.checkpoint_digest = "sha256:other"
+    error = await service.fails(message)
+    assert isinstance(error, VersionMismatch)
+
+
+async def test_prompt_that_can_never_fit_is_refused(service):
+    """Prompt and answer beyond the context are refused at once."""
+    error = await service.fails(prompt(service.model.case(2000), max_tokens=49))
+    assert isinstance(error, PromptTooLong | InvalidRequest)
+    assert error.reason == "PROMPT_TOO_LONG"
+    assert error.violations[0].field == "prompt.token_ids"
+
+
+WRONG = {
+    "prompt.token_ids": lambda m: m.prompt.ClearField("token_ids"),
+    "prompt.token_ids ": lambda m: m.prompt.token_ids.__setitem__(0, 1 << 30),
+    "prompt.token_ids  ": lambda m: m.prompt.token_ids.__setitem__(4, 7),
+    "prompt.media[0].grid.t": lambda m: setattr(m.prompt.media[0].grid, "t", 0),
+    "prompt.media[1].grid.h": lambda m: setattr(m.prompt.media[1].grid, "h", 3),
+    "prompt.media[1].grid.w": lambda m: setattr(m.prompt.media[1].grid, "w", 0),
+    "prompt.media[0].offset": lambda m: setattr(m.prompt.media[0], "offset", 4_000_000_000),
+    "prompt.media[0].offset ": lambda m: setattr(m.prompt.media[0].grid, "w", 4_000_000_000),
+    "prompt.media": lambda m: setattr(m.prompt.media[1], "offset", 5),
+    "prompt.media[0].kind": lambda m: setattr(m.prompt.media[0], "kind", 0),
+    "prompt.media[1].media_key": lambda m: m.prompt.media[1].ClearField("media_key"),
+    "prompt.generation.temperature": lambda m: setattr(m.prompt.generation, "temperature", float("nan")),
+    "prompt.generation.top_p": lambda m: setattr(m.prompt.generation, "top_p", 1.5),
+    "prompt.generation.min_p": lambda m: setattr(m.prompt.generation, "min_p", -0.1),
+    "prompt.generation.num_choices": lambda m: setattr(m.prompt.generation, "num_choices", 1000),
+    "prompt.generation.top_logprobs": lambda m: setattr(m.prompt.generation, "top_logprobs", 1000),
+    "prompt.generation.max_tokens": lambda m: setattr(m.prompt.generation, "max_tokens", 0),
+    "prompt.generation.logit_bias": lambda m: m.prompt.generation.logit_bias.update({1 << 30: 1.0}),
+    "prompt.generation.stop_token_ids": lambda m: m.prompt.generation.stop_token_ids.append(1 << 30),
+    "prompt.generation.repetition_penalty": lambda m: setattr(m.prompt.generation, "repetition_penalty", 0.0),
+    "prompt.generation.json_schema": lambda m: setattr(m.prompt.generation, "json_schema", '{"type": 3'),
+    "prompt.generation.regex": lambda m: setattr(m.prompt.generation, "regex", "["),
+    "prompt.generation.choice": lambda m: m.prompt.generation.choice.SetInParent(),
+    "prompt.generation.grammar": lambda m: setattr(m.prompt.generation, "grammar", "start: nothing"),
+}
+
+
+async def test_wrong_prompts_name_their_field(service, mixed):
+    """Every wrong field is refused by its path, and the engine goes on."""
+    for field, spoil in WRONG.items():
+        message = prompt(mixed)
+        spoil(message)
+        error = await service.fails(message)
+        assert isinstance(error, InvalidRequest), field
+        assert field.strip() in [violation.field for violation in error.violations], field
+    case = service.model.case(4)
+    tokens, _ = await service.generate(prompt(case))
+    assert tokens[0] == service.model.generate(case, 12)
+
+
+async def test_all_violations_at_once(service):
+    """Two wrong fields are both named."""
+    error = await service.fails(prompt(service.model.case(3), top_p=2.0, min_p=2.0))
+    assert {violation.field for violation in error.violations} == {"prompt.generation.top_p", "prompt.generation.min_p"}
+
+
+def spoiled(case, index: int, **changes) -> list[Message]:
+    """An item's only chunk, changed."""
+    message = chunks(case, index)[0]
+    for name, value in changes.items():
+        setattr(message.chunk, name, value)
+    return [message]
+
+
+async def test_wrong_embeddings_are_refused(service, gqa_model):
+    """Gaps, surplus, NaN, unknown items, a second prompt, and items left out."""
+    case = gqa_model.case(("image", (1, 2, 2)), 3)
+    data = case.rows[0].numpy().tobytes()
+    nan = np.full(len(data) // 4, np.nan, dtype=np.float32).tobytes()
+    wrong = {
+        "chunk.byte_offset": spoiled(case, 0, byte_offset=4),
+        "chunk.data": spoiled(case, 0, data=data + b"1234"),
+        "chunk.data ": spoiled(case, 0, data=nan),
+        "chunk.media_index": spoiled(case, 0, media_index=1),
+        "chunk.media_index ": chunks(case, 0) + chunks(case, 0),
+        "prompt": [prompt(case)],
+        "prompt.media[0]": spoiled(case, 0, data=data[:-4]),
+        "message": [Message()],
+        "reference.slice_keys": [Message(reference=embedding_pb2.EmbeddingReference(media_index=0))],
+    }
+    for field, messages in wrong.items():
+        # The prefix cache must not answer before the fault is seen: the call is held open by a long answer.
+        error = await service.fails(prompt(case, max_tokens=1500, ignore_eos=True), *messages)
+        assert isinstance(error, InvalidRequest), field
+        assert error.violations[0].field == field.strip()
+    await service.until_idle()
+
+
+async def test_first_message_must_be_the_prompt(service, mixed):
+    """Embeddings before the prompt, or nothing at all, are refused."""
+    for messages in (chunks(mixed, 0), []):
+        assert isinstance(await service.fails(*messages), InvalidRequest)
+
+
+async def test_cancel_frees_everything(service, mixed):
+    """A caller who goes away leaves no sequence and no block behind, whether running or waiting for embeddings."""
+    running = service.stub.Generate(timeout=CALL_S)
+    await running.write(prompt(service.model.case(9), max_tokens=2000, ignore_eos=True))
+    await anext(aiter(running))
+    stalled = service.stub.Generate(timeout=CALL_S)
+    await stalled.write(prompt(mixed))
+    running.cancel()
+    stalled.cancel()
+    await service.until_idle()
+
+
+async def test_many_at_once(service):
+    """Forty calls in flight are answered as if each were alone."""
+    cases = [service.model.case(3 + i % 7, ("image", (1, 2, 1 + i % 3)), 2, seed=i) for i in range(40)]
+    answers = await asyncio.gather(*(service.generate(prompt(case), *chunks(case, 0)) for case in cases))
+    assert [tokens[0] for tokens, _ in answers] == [service.model.generate(case, 12) for case in cases]
+    await service.until_idle()
+
+
+async def test_choices_and_logprobs(service):
+    """`num_choices` answers come with their index, each token with its log probability and alternatives."""
+    options = {"num_choices": 3, "temperature": 1.0, "seed": 5, "top_logprobs": 2, "max_tokens": 4}
+    call = service.stub.Generate(timeout=CALL_S)
+    await call.write(prompt(service.model.case(20), **options))
+    await call.done_writing()
+    deltas = [response.tokens async for response in call if response.WhichOneof("event") == "tokens"]
+    assert {delta.index for delta in deltas} == {0, 1, 2}
+    for delta in deltas:
+        assert [entry.token_id for entry in delta.logprobs] == list(delta.token_ids)
+        for entry in delta.logprobs:
+            assert len(entry.alternatives) == 2
+            assert entry.logprob <= entry.alternatives[0].logprob <= 0
+
+
+async def test_structured_output(service):
+    """An answer under a JSON schema is such JSON, and ends by itself."""
+    tokenizer = Tokenizer.from_file(str(service.model.path / "tokenizer.json"))
+    schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
+    tokens, finished = await service.generate(
+        prompt(service.model.case(9), max_tokens=200, json_schema=json.dumps(schema))
+    )
+    assert json.loads(tokenizer.decode(tokens[0])) in ({"n": 1}, {"n": 2})
+    assert finished.ends[0].reason == generation_pb2.FINISH_REASON_STOP

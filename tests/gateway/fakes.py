@@ -1,0 +1,244 @@
+"""An encoder and a decoder that say what a test wants, on real sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from diptych.v1 import (
+    chat_service_pb2_grpc,
+    decoder_service_pb2,
+    decoder_service_pb2_grpc,
+    embedding_pb2,
+    encoder_service_pb2,
+    encoder_service_pb2_grpc,
+    generation_pb2,
+)
+from services.common.channels import open_channel
+from services.common.checkpoint import Checkpoint
+from services.common.interceptors import ErrorInterceptor
+
+from gateway.rooms import Rooms
+from gateway.service import ChatService
+from gateway.settings import GatewaySettings
+
+End = decoder_service_pb2.GenerateFinished.End
+Context = grpc.aio.ServicerContext[Any, Any]
+MAX_CONTEXT = 4096
+CHUNK = 1000
+
+
+@dataclass
+class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
+    """Rows of one repeated byte. `num_failures`: UNAVAILABLE that often, `fail_after` rows' bytes have been sent."""
+
+    checkpoint: Checkpoint
+    stored: bool = False
+    num_failures: int = 0
+    fail_after: int | None = None
+    error: Exception | None = None
+    digest: str = ""
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+    headers: list[encoder_service_pb2.EncodeHeader] = field(default_factory=list)
+    files: list[bytes] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
+
+    async def Encode(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        header = (await anext(request_iterator)).header
+        self.headers.append(header)
+        self.files.append(b"".join([request.chunk async for request in request_iterator]))
+        self.started.set()
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        if self.error is not None:
+            raise self.error
+        if self.num_failures and self.fail_after is None:
+            self.num_failures -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        async for response in self._answer(header, context):
+            yield response
+
+    async def _answer(self, header: encoder_service_pb2.EncodeHeader, context: Context) -> AsyncIterator[Any]:
+        grid, width = header.grid, self.checkpoint.text.hidden_size
+        keys = [bytes([slice_index]) * 32 for slice_index in range(grid.t)]
+        manifest = encoder_service_pb2.Manifest(
+            grid=grid, width=width, dtype="float32", slice_keys=keys, stored=self.stored
+        )
+        yield encoder_service_pb2.EncodeResponse(manifest=manifest)
+        if self.stored and not header.inline_embeddings:
+            return
+        rows = expected_rows(header, self.checkpoint)
+        for start in range(0, len(rows), CHUNK):
+            if self.num_failures and start >= (self.fail_after or 0):
+                self.num_failures -= 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+            chunk = embedding_pb2.EmbeddingChunk(byte_offset=start, data=rows[start : start + CHUNK])
+            yield encoder_service_pb2.EncodeResponse(chunk=chunk)
+
+    async def GetEncoderCapabilities(self, _request: Any, _context: Context) -> Any:
+        pre = self.checkpoint.preprocessor
+        return encoder_service_pb2.GetEncoderCapabilitiesResponse(
+            model=self.checkpoint.name,
+            vision_digest="vision",
+            checkpoint_digest=self.digest or self.checkpoint.digest(),
+            width=self.checkpoint.text.hidden_size,
+            dtype="float32",
+            patch_size=pre.patch_size,
+            merge_size=pre.merge_size,
+            temporal_patch_size=pre.temporal_patch_size,
+            preprocessing=pre.version,
+            max_patches=4096,
+            cache="memory",
+        )
+
+
+def expected_rows(header: encoder_service_pb2.EncodeHeader, checkpoint: Checkpoint) -> bytes:
+    """What FakeEncoder answers: the bytes differ from place to place, so that a gap shows."""
+    grid, merge = header.grid, checkpoint.preprocessor.merge_size
+    size = grid.t * grid.h * grid.w // merge**2 * checkpoint.text.hidden_size * 4
+    return bytes(n % 251 for n in range(size))
+
+
+@dataclass
+class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
+    """Waits for every item's embeddings, then says `scripts` (token ids of each choice), a token an event."""
+
+    checkpoint: Checkpoint
+    scripts: Sequence[Sequence[int]] = ((),)
+    cache: str = "memory"
+    missing: set[int] = field(default_factory=set)
+    num_failures: int = 0
+    fail_after_tokens: int | None = None
+    end_reason: "generation_pb2.FinishReason" = generation_pb2.FINISH_REASON_STOP
+    with_logprobs: bool = False
+    digest: str = ""
+    endless: bool = False
+    prompts: list[decoder_service_pb2.Prompt] = field(default_factory=list)
+    references: dict[int, list[bytes]] = field(default_factory=dict)
+    rows: dict[int, bytes] = field(default_factory=dict)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Generate(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        try:
+            async for response in self._answer(request_iterator, context):
+                yield response
+        except (asyncio.CancelledError, GeneratorExit):
+            self.cancelled.set()
+            raise
+
+    async def _answer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        prompt = (await anext(requests)).prompt
+        self.prompts.append(prompt)
+        self.rows, self.references = {}, {}
+        if self.num_failures and self.fail_after_tokens is None:
+            self.num_failures -= 1
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+        while not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
+            async for response in self._take(await anext(requests)):
+                yield response
+        num_sent = 0
+        for step in range(max(map(len, self.scripts))):
+            for index, script in enumerate(self.scripts):
+                if step < len(script):
+                    if num_sent == self.fail_after_tokens:
+                        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+                    yield self._token(index, script[step])
+                    num_sent += 1
+        if self.endless:
+            await asyncio.Event().wait()
+        eos = self.checkpoint.generation.eos_token_ids[0]
+        ends = [End(reason=self.end_reason, stop_token_id=eos, num_tokens=len(script) + 1) for script in self.scripts]
+        finished = decoder_service_pb2.GenerateFinished(ends=ends, num_cached_tokens=3, queue_ms=1.5)
+        yield decoder_service_pb2.GenerateResponse(finished=finished)
+
+    async def _take(self, request: Any) -> AsyncIterator[Any]:
+        if request.WhichOneof("message") == "chunk":
+            chunk = request.chunk
+            assert chunk.byte_offset == len(self.rows.get(chunk.media_index, b""))
+            self.rows[chunk.media_index] = self.rows.get(chunk.media_index, b"") + chunk.data
+        elif (index := request.reference.media_index) in self.missing:
+            self.missing.discard(index)
+            missing = decoder_service_pb2.EmbeddingMissing(media_index=index)
+            yield decoder_service_pb2.GenerateResponse(missing=missing)
+        else:
+            self.references[index] = list(request.reference.slice_keys)
+
+    def _is_complete(self, index: int, prompt: decoder_service_pb2.Prompt) -> bool:
+        grid, merge = prompt.media[index].grid, self.checkpoint.preprocessor.merge_size
+        size = grid.t * grid.h * grid.w // merge**2 * self.checkpoint.text.hidden_size * 4
+        return index in self.references or len(self.rows.get(index, b"")) == size
+
+    def _token(self, index: int, token_id: int) -> decoder_service_pb2.GenerateResponse:
+        logprobs = [generation_pb2.TokenLogprob(token_id=token_id, logprob=-0.5)] if self.with_logprobs else []
+        delta = decoder_service_pb2.TokenDelta(index=index, token_ids=[token_id], logprobs=logprobs)
+        return decoder_service_pb2.GenerateResponse(tokens=delta)
+
+    async def GetDecoderCapabilities(self, _request: Any, _context: Context) -> Any:
+        return decoder_service_pb2.GetDecoderCapabilitiesResponse(
+            model=self.checkpoint.name,
+            checkpoint_digest=self.digest or self.checkpoint.digest(),
+            width=self.checkpoint.text.hidden_size,
+            dtype="float32",
+            vocab_size=self.checkpoint.text.vocab_size,
+            max_context_tokens=MAX_CONTEXT,
+            merge_size=self.checkpoint.preprocessor.merge_size,
+            cache=self.cache,
+        )
+
+
+@dataclass
+class Stage:
+    """A gateway between a fake encoder and a fake decoder; `None` servers are not running."""
+
+    encoder: FakeEncoder
+    decoder: FakeDecoder
+    rooms: Rooms
+    stub: Any
+    servers: dict[str, grpc.aio.Server]
+
+
+@asynccontextmanager
+async def serving(register: Any, servicer: Any) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+    """A server on a free port."""
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor()],
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
+    )
+    register(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"127.0.0.1:{port}", server
+    finally:
+        await server.stop(0)
+
+
+@asynccontextmanager
+async def staged(checkpoint: Checkpoint, **settings: Any) -> AsyncIterator[Stage]:
+    """Everything running, the gateway with `settings`."""
+    encoder, decoder = FakeEncoder(checkpoint), FakeDecoder(checkpoint)
+    async with (
+        serving(encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server, encoder) as (encoder_at, encoder_server),
+        serving(decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server, decoder) as (decoder_at, decoder_server),
+        open_channel(encoder_at) as to_encoder,
+        open_channel(decoder_at) as to_decoder,
+    ):
+        chosen = GatewaySettings(model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **settings)
+        rooms = Rooms(chosen, checkpoint, to_encoder, to_decoder)
+        register = chat_service_pb2_grpc.add_ChatServiceServicer_to_server
+        async with (
+            serving(register, ChatService(chosen, rooms)) as (gateway_at, gateway_server),
+            grpc.aio.insecure_channel(gateway_at, options=[("grpc.max_send_message_length", -1)]) as channel,
+        ):
+            servers = {"encoder": encoder_server, "decoder": decoder_server, "gateway": gateway_server}
+            yield Stage(encoder, decoder, rooms, chat_service_pb2_grpc.ChatServiceStub(channel), servers)
+        await rooms.close()

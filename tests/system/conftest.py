@@ -1,0 +1,30 @@
+"""Running stacks for the system tests; each is started once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.stack import Stack
+from tests.exactness.reference import Reference
+from tests.harness import running
+
+
+@pytest.fixture(scope="session")
+def stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Gateway, encoder and decoder with a Redis between them."""
+    with running(checkpoint, tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def inline_stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The same without Redis: embeddings travel in the calls."""
+    with running(checkpoint, tmp_path_factory.mktemp("inline"), redis=False) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Path) -> Reference:
+    """The same checkpoint in transformers."""
+    return Reference(checkpoint)
