@@ -73,7 +73,7 @@ class TextPrinter:
             case "finished":
                 print(flush=True)
                 for line in summary_lines(self.started, event.finished):
-                    self.notes.print(line, style="dim")
+                    self.notes.print(line, style="dim", soft_wrap=True)
 
 
 def summary_lines(started: chat.Started, finished: chat.Finished) -> list[str]:

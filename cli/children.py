@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from services.common.server import READY_FILE_VARIABLE
 
@@ -48,11 +49,14 @@ class Child:
         """The last lines of its log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-NUM_TAIL_LINES:])
 
+    def events(self) -> list[dict[str, Any]]:
+        """What it logged, oldest first; other programs' lines and one half written are left out."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
+
     def logged(self, field: str) -> str | None:
         """The latest value that it logged of one field."""
-        lines = self.log.read_text(errors="replace").splitlines()
-        events = [json.loads(line) for line in lines if line.startswith("{") and line.endswith("}")]
-        return next((str(event[field]) for event in reversed(events) if field in event), None)
+        return next((str(event[field]) for event in reversed(self.events()) if field in event), None)
 
     def stop(self, timeout_s: float) -> int:
         """Asks it to drain, waits, and kills it when the time is over; returns its exit code."""

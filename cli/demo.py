@@ -37,8 +37,9 @@ QUESTIONS = {
 class Demo:
     """Asks, prints, and counts the right answers."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, stack: Stack) -> None:
         self.console = console
+        self.stack = stack
         self.num_asked = self.num_right = 0
 
     async def ask_all(self, stub: ChatServiceStub) -> None:
@@ -48,10 +49,16 @@ class Demo:
         chosen = {skill: next(cases(skill, 1, SEED)) for skill in QUESTIONS}
         for skill, title in QUESTIONS.items():
             await self.ask(stub, title, chosen[skill])
+        before = self.num_encoded()
         again = await self.ask(stub, "the handwritten digit once more", chosen["digits"])
-        if list(again.media_cache) == [content.CACHE_RESULT_HIT]:
-            self.console.print("The second time, the encoder was not called: its embeddings came from the cache.\n")
-        self.console.print(f"{self.num_right} of {self.num_asked} answers are right.")
+        if list(again.media_cache) == [content.CACHE_RESULT_HIT] and self.num_encoded() == before:
+            counts = f"{before} encodes in its log before and after"
+            self.console.print(f"The second time, the encoder was not called: {counts}.\n", highlight=False)
+        self.console.print(f"{self.num_right} of {self.num_asked} answers are right.", highlight=False)
+
+    def num_encoded(self) -> int:
+        """How often the encoder ran its model, by its own log."""
+        return sum(event.get("event") == "encoded" for event in self.stack.children["encoder"].events())
 
     async def ask(self, stub: ChatServiceStub, title: str, case: "Case") -> chat.Finished:
         """One question: the answer as it comes, whether it is right, and what its media cost."""
@@ -94,7 +101,7 @@ def run(model: str) -> int:
     def talk(stack: Stack) -> int:
         start(stack, console)
         console.print()
-        code = run_request(stack.address, Demo(console).ask_all)
+        code = run_request(stack.address, Demo(console, stack).ask_all)
         if code == 0 and stack.redis is not None:
             console.print(cache_table(stack.redis.url))
         return code

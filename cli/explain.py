@@ -11,7 +11,6 @@ from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from google.protobuf.json_format import MessageToJson
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from cli.chat import CACHE_WORDS, describe_media
 from cli.client import build_conversation, run_request
@@ -41,31 +40,31 @@ def run(address: str, turn: Turn, png: Path | None, *, as_json: bool) -> int:
 
 
 def print_explanation(explained: chat.ExplainResponse) -> None:
-    """The prompt, then one table of media and one of positions, then the totals."""
+    """The prompt, then each media item, then the positions, then the totals."""
     console = Console(highlight=False)
-    console.print(Text(explained.rendered_prompt))
-    if explained.media:
-        console.print(media_table(explained.media))
+    console.print(explained.rendered_prompt, style="dim", markup=False, soft_wrap=True)
+    for span in explained.media:
+        console.print("\n".join(media_lines(span)), markup=False, soft_wrap=True)
     console.print(position_table(explained.positions))
     counts = f"{explained.num_text_tokens} text + {explained.num_media_tokens} media"
     console.print(f"{len(explained.token_ids)} tokens ({counts}); position delta {explained.position_delta}")
 
 
-def media_table(spans: Sequence[chat.ExplainResponse.MediaSpan]) -> Table:
-    """One row a media item: where its tokens stand, its grid and its key in the cache."""
-    table = Table("field", "media", "tokens", "grid t x h x w", "cache", "cache key", title="media")
-    for span in spans:
-        report = span.report
-        place = f"{span.offset} to {span.offset + report.num_tokens - 1}"
-        cached = CACHE_WORDS[span.cached] if span.cached != content.CACHE_RESULT_MISS else "not there"
-        key = f"{span.cache_key[:16]}..." if span.cache_key else ""
-        table.add_row(report.field, describe_media(report), place, grid_text(report.grid), cached, key)
-    return table
+def media_lines(span: chat.ExplainResponse.MediaSpan) -> list[str]:
+    """One media item: where its tokens stand, its grid and its key in the cache."""
+    report, last = span.report, span.offset + span.report.num_tokens - 1
+    cached = "not cached" if span.cached == content.CACHE_RESULT_MISS else CACHE_WORDS[span.cached]
+    frames = f", frames {', '.join(map(str, report.frame_indices))}" if report.frame_indices else ""
+    return [
+        report.field,
+        f"  {describe_media(report)} at {span.offset} to {last}, grid {grid_text(report.grid)}{frames}",
+        f"  {cached}, key {span.cache_key}",
+    ]
 
 
 def position_table(runs: Sequence[chat.ExplainResponse.PositionRun]) -> Table:
     """One row a run of tokens: the M-RoPE positions on the time, height and width axes."""
-    table = Table("tokens", "what", "time", "height", "width", title="positions")
+    table = Table("tokens", "what", "time", "height", "width", title="positions", title_justify="left")
     for run in runs:
         tokens = f"{run.offset} to {run.offset + run.length - 1}"
         if run.HasField("merged_grid"):

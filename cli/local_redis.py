@@ -75,7 +75,7 @@ class LocalRedis:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
                 self.stop()
-                raise LocalRedisError(f"{self._command()[0]} did not start:\n{tail}")
+                raise LocalRedisError(f"{find_server().name} did not start:\n{tail}")
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -114,15 +114,15 @@ class LocalRedis:
         ]
 
     def _answers(self) -> bool:
-        """Whether the server says PONG, spoken to without a client library."""
+        """Whether it is this process that answers at the address. No client library: three lines of the protocol do."""
         family = socket.AF_UNIX if self._socket_path else socket.AF_INET
         address = str(self._socket_path) if self._socket_path else ("127.0.0.1", self.port)
         try:
             with socket.socket(family) as connection:
                 connection.settimeout(1)
                 connection.connect(address)
-                connection.sendall(b"PING\r\n")
-                return connection.recv(16).startswith(b"+PONG")
+                connection.sendall(b"INFO server\r\n")
+                return f"process_id:{self.pid}\r\n".encode() in connection.recv(1 << 16)
         except OSError:
             return False
 

@@ -25,13 +25,16 @@ def run(address: str, *, as_json: bool) -> int:
 def model_table(model: chat.GetModelResponse) -> Table:
     """The answer as two columns."""
     table = Table(show_header=False, title=model.model, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     table.add_row("context", f"{model.max_context_tokens} tokens")
     table.add_row("arithmetic", f"language {model.dtype}, vision {model.vision_dtype}")
     merge = f"{model.merge_size}x{model.merge_size} patches a token"
     table.add_row("patches", f"{model.patch_size} pixels, {model.temporal_patch_size} frames a slice, {merge}")
     for name, limits in (("image", model.image_pixels), ("video frame", model.video_pixels)):
         table.add_row(f"{name} pixels", f"{limits.min_pixels} to {limits.max_pixels}")
-    table.add_row("defaults", MessageToJson(model.default_generation, preserving_proto_field_name=True, indent=None))
+    defaults = model.default_generation.ListFields()
+    table.add_row("defaults", ", ".join(f"{field.name} {value:g}" for field, value in defaults))
     for field, version in model.versions.ListFields():
         table.add_row(field.name.replace("_", " "), version)
     return table

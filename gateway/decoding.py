@@ -75,6 +75,7 @@ class Decoding:
                 if response.WhichOneof("event") == "missing":
                     feed.start(response.missing.media_index, inline=True)
                     continue
+                await feed.settle()  # tokens show that all embeddings have arrived
                 yield response
                 if response.WhichOneof("event") == "finished":
                     return
@@ -118,6 +119,12 @@ class _Feed:
             return await read
         finally:
             read.cancel()
+
+    async def settle(self) -> None:
+        """Wait until every item's task is over and has noted where its embeddings came from."""
+        while self._tasks:
+            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
+            self._collect()
 
     async def close(self) -> None:
         """Cancel what is still being encoded."""

@@ -112,7 +112,7 @@ class _Rows:
 
     async def relay(self, call: "_EncodeCall", manifest: encoder_service_pb2.Manifest) -> None:
         """Pass on what has not been sent yet. Raises DiptychError when rows are missing."""
-        async for response in call:
+        while isinstance(response := await call.read(), encoder_service_pb2.EncodeResponse):
             chunk = response.chunk
             if chunk.byte_offset > self._num_sent:
                 raise DiptychError(metadata={"service": "encoder"})

@@ -18,26 +18,32 @@ class Limits(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
 
-    max_messages: int = Field(1000, gt=0, description="Turns in a conversation.")
-    max_parts: int = Field(1000, gt=0, description="Parts in a turn.")
-    max_media: int = Field(128, ge=0, description="Images and videos in a conversation.")
-    max_media_bytes: int = Field(64 * _MIB, gt=0, description="Bytes of one picture or video.")
-    max_request_media_bytes: int = Field(256 * _MIB, gt=0, description="Bytes of all media of a request.")
-    max_text_chars: int = Field(1_000_000, gt=0, description="Characters of text in a conversation.")
-    max_prompt_tokens: int = Field(0, ge=0, description="Tokens of a prompt; 0 is what the context holds.")
-    max_completion_tokens: int = Field(8192, gt=0, description="Tokens of an answer; also when none are named.")
-    max_image_pixels: int = Field(16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in an image.")
-    max_frame_pixels: int = Field(16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in a frame.")
-    max_video_pixels: int = Field(128_000 * _TOKEN_PIXELS, gt=0, description="Pixels of all frames of a video.")
-    max_video_frames: int = Field(768, ge=2, description="Frames used of a video.")
-    max_video_fps: float = Field(120.0, gt=0, description="Frames sampled per second of a video.")
-    max_batch_items: int = Field(256, gt=0, description="Conversations in a batch.")
-    max_choices: int = Field(16, gt=0, description="Answers to one prompt.")
-    max_top_logprobs: int = Field(20, ge=0, description="Alternatives reported at each token.")
-    max_logit_biases: int = Field(1024, ge=0, description="Entries of logit_bias.")
-    max_stops: int = Field(16, ge=0, description="Stop strings, and stop ids.")
-    max_stop_chars: int = Field(256, gt=0, description="Characters of a stop string.")
-    max_structure_chars: int = Field(65_536, gt=0, description="Characters of a schema, expression, choice or grammar.")
+    max_messages: int = Field(default=1000, gt=0, description="Turns in a conversation.")
+    max_parts: int = Field(default=1000, gt=0, description="Parts in a turn.")
+    max_media: int = Field(default=128, ge=0, description="Images and videos in a conversation.")
+    max_media_bytes: int = Field(default=64 * _MIB, gt=0, description="Bytes of one picture or video.")
+    max_request_media_bytes: int = Field(default=256 * _MIB, gt=0, description="Bytes of all media of a request.")
+    max_text_chars: int = Field(default=1_000_000, gt=0, description="Characters of text in a conversation.")
+    max_prompt_tokens: int = Field(default=0, ge=0, description="Tokens of a prompt; 0 is what the context holds.")
+    max_completion_tokens: int = Field(default=8192, gt=0, description="Tokens of an answer; also when none are named.")
+    max_image_pixels: int = Field(
+        default=16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in an image."
+    )
+    max_frame_pixels: int = Field(
+        default=16384 * _TOKEN_PIXELS, gt=0, description="Pixels a request may ask for in a frame."
+    )
+    max_video_pixels: int = Field(default=128_000 * _TOKEN_PIXELS, gt=0, description="Pixels of all frames of a video.")
+    max_video_frames: int = Field(default=768, ge=2, description="Frames used of a video.")
+    max_video_fps: float = Field(default=120.0, gt=0, description="Frames sampled per second of a video.")
+    max_batch_items: int = Field(default=256, gt=0, description="Conversations in a batch.")
+    max_choices: int = Field(default=16, gt=0, description="Answers to one prompt.")
+    max_top_logprobs: int = Field(default=20, ge=0, description="Alternatives reported at each token.")
+    max_logit_biases: int = Field(default=1024, ge=0, description="Entries of logit_bias.")
+    max_stops: int = Field(default=16, ge=0, description="Stop strings, and stop ids.")
+    max_stop_chars: int = Field(default=256, gt=0, description="Characters of a stop string.")
+    max_structure_chars: int = Field(
+        default=65_536, gt=0, description="Characters of a schema, expression, choice or grammar."
+    )
 
 
 class MediaDefaults(BaseSettings):
@@ -45,12 +51,12 @@ class MediaDefaults(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
 
-    image_min_pixels: int | None = Field(None, gt=0, description="Least pixels of an image.")
-    image_max_pixels: int | None = Field(None, gt=0, description="Most pixels of an image.")
-    video_min_pixels: int | None = Field(None, gt=0, description="Least pixels of a video's frame.")
-    video_max_pixels: int | None = Field(None, gt=0, description="Most pixels of a video's frame.")
-    video_total_pixels: int | None = Field(None, gt=0, description="Pixels of all frames of a video.")
-    video_fps: float | None = Field(None, gt=0, description="Frames sampled per second of a video.")
+    image_min_pixels: int | None = Field(default=None, gt=0, description="Least pixels of an image.")
+    image_max_pixels: int | None = Field(default=None, gt=0, description="Most pixels of an image.")
+    video_min_pixels: int | None = Field(default=None, gt=0, description="Least pixels of a video's frame.")
+    video_max_pixels: int | None = Field(default=None, gt=0, description="Most pixels of a video's frame.")
+    video_total_pixels: int | None = Field(default=None, gt=0, description="Pixels of all frames of a video.")
+    video_fps: float | None = Field(default=None, gt=0, description="Frames sampled per second of a video.")
 
 
 class FetchSettings(BaseSettings):
@@ -58,12 +64,16 @@ class FetchSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="DIPTYCH_GATEWAY_", extra="forbid", env_ignore_empty=True)
 
-    file_roots: CommaSeparated = Field((), description="Folders under which file: URIs may point.")
-    allow_http: bool = Field(False, description="Fetch http: and https: URIs.")
-    fetch_hosts: CommaSeparated = Field((), description="Hosts that may be fetched from; any if empty.")
-    fetch_networks: CommaSeparated = Field((), description="Networks that may be fetched from though not public.")
-    fetch_timeout_s: float = Field(10.0, gt=0, description="Seconds that one fetch may take, redirects included.")
-    fetch_max_redirects: int = Field(3, ge=0, description="Redirects that are followed.")
+    file_roots: CommaSeparated = Field(default=(), description="Folders under which file: URIs may point.")
+    allow_http: bool = Field(default=False, description="Fetch http: and https: URIs.")
+    fetch_hosts: CommaSeparated = Field(default=(), description="Hosts that may be fetched from; any if empty.")
+    fetch_networks: CommaSeparated = Field(
+        default=(), description="Networks that may be fetched from though not public."
+    )
+    fetch_timeout_s: float = Field(
+        default=10.0, gt=0, description="Seconds that one fetch may take, redirects included."
+    )
+    fetch_max_redirects: int = Field(default=3, ge=0, description="Redirects that are followed.")
 
     @field_validator("file_roots")
     @classmethod
@@ -90,11 +100,13 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
 
     encoder: str = Field(description="Encoder: host:port, IP addresses with commas, or dns:///.")
     decoder: str = Field(description="Decoder: host:port, IP addresses with commas, or dns:///.")
-    max_message_bytes: int = Field(64 * _MIB, ge=_MIB, description="Largest message that is accepted.")
-    greedy_default: bool = Field(False, description="Temperature 0 for requests that name none.")
-    max_request_s: float = Field(600.0, gt=0, description="Seconds that a request may take.")
-    batch_concurrency: int = Field(16, gt=0, description="Conversations of one batch that run at once.")
-    media_memory_bytes: int = Field(256 * _MIB, gt=0, description="Bytes of media kept here for want of a cache.")
+    max_message_bytes: int = Field(default=64 * _MIB, ge=_MIB, description="Largest message that is accepted.")
+    greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
+    max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")
+    batch_concurrency: int = Field(default=16, gt=0, description="Conversations of one batch that run at once.")
+    media_memory_bytes: int = Field(
+        default=256 * _MIB, gt=0, description="Bytes of media kept here for want of a cache."
+    )
 
     @field_validator("encoder", "decoder")
     @classmethod

@@ -85,6 +85,12 @@ class TextBatch:
     answers: Tensor
     is_media: Tensor
 
+    @property
+    def num_shared(self) -> int:
+        """How many columns from the left are the same text in every row."""
+        same = torch.eq(self.ids, self.ids[:1]).all(0) & ~self.is_media.any(0)
+        return int(same.long().cumprod(0).sum())
+
 
 class Encoder:
     """Writes examples in Qwen2-VL's template."""

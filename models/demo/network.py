@@ -14,6 +14,8 @@ from torch import Tensor, nn
 PATCH = 14
 MERGE = 2
 FRAMES_PER_SLICE = 2
+Rotary = tuple[Tensor, Tensor]
+KeyValue = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Tower(nn.Module):
         embeddings: Tensor = self.merger["mlp"](merged)
         return embeddings
 
-    def rotary(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def rotary(self, grid: tuple[int, int]) -> Rotary:
         """Cosines and sines [h*w, head_dim] in merge order, rows first, then columns."""
         frequencies = 10000.0 ** (-torch.arange(0, self.rotary_dim, 2) / self.rotary_dim)
         rows, columns = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
@@ -134,7 +136,8 @@ class RmsNorm(nn.Module):
         self.eps = eps
 
     def forward(self, states: Tensor) -> Tensor:
-        return F.rms_norm(states, self.weight.shape, self.weight, self.eps)
+        normed = F.rms_norm(states, self.weight.shape, self.weight, self.eps)
+        return normed.bfloat16() if torch.is_autocast_enabled("cpu") else normed  # once, not in each projection
 
 
 class Layer(nn.Module):
@@ -162,17 +165,27 @@ class Layer(nn.Module):
         self.input_layernorm = RmsNorm(hidden, shape.rms_eps)
         self.post_attention_layernorm = RmsNorm(hidden, shape.rms_eps)
 
-    def forward(self, states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def attend(self, states: Tensor, rotary: Rotary, before: KeyValue | None = None) -> tuple[Tensor, KeyValue]:
+        """The first half: new states, and the keys and values that what follows may attend to."""
         normed = self.input_layernorm(states)
         query, key, value = (
             self.self_attn[name](normed).unflatten(-1, (-1, self.shape.head_dim)).transpose(1, 2)
             for name in ("q_proj", "k_proj", "v_proj")
         )
         shared = self.shape.num_heads // self.shape.num_kv_heads
-        key, value = (heads.repeat_interleave(shared, 1) for heads in (rotate(key, cos, sin), value))
-        future = torch.ones(query.shape[2], query.shape[2], dtype=torch.bool).triu(1)
-        mixed = attend(rotate(query, cos, sin), key, value, future)
-        states = states + self.self_attn["o_proj"](mixed.transpose(1, 2).flatten(2))
+        key, value = (heads.repeat_interleave(shared, 1) for heads in (rotate(key, *rotary), value))
+        if before:
+            key, value = (
+                torch.cat((old.expand(len(new), -1, -1, -1), new), 2)
+                for old, new in zip(before, (key, value), strict=True)
+            )
+        length, reach = query.shape[2], key.shape[2]
+        future = torch.ones(length, reach, dtype=torch.bool).triu(reach - length + 1)
+        mixed = attend(rotate(query, *rotary), key, value, future)
+        return states + self.self_attn["o_proj"](mixed.transpose(1, 2).flatten(2)), (key, value)
+
+    def transform(self, states: Tensor) -> Tensor:
+        """The second half, on each token alone."""
         normed = self.post_attention_layernorm(states)
         gated = F.silu(self.mlp["gate_proj"](normed)) * self.mlp["up_proj"](normed)
         update: Tensor = self.mlp["down_proj"](gated)
@@ -189,15 +202,26 @@ class Language(nn.Module):
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_layers))
         self.norm = RmsNorm(shape.hidden, shape.rms_eps)
 
-    def forward(self, states: Tensor, positions: Tensor) -> Tensor:
-        """States [batch, length, hidden] and positions [3, batch, length] to states before the output weights."""
-        cos, sin = self.rotary(positions)
+    def forward(self, states: Tensor, positions: Tensor, wanted: Tensor, num_shared: int = 0) -> Tensor:
+        """States [batch, length, hidden] and positions [3, batch, length] to the wanted ones, ready for the output.
+
+        The first `num_shared` columns are the same in every row: they are computed once, and none of them is wanted.
+        """
+        start, rest = states[:1, :num_shared], states[:, num_shared:]
+        start_rotary, rest_rotary = (
+            self.rotary(positions[:, :1, :num_shared]),
+            self.rotary(positions[:, :, num_shared:]),
+        )
         for layer in self.layers:
-            states = layer(states, cos, sin)
-        normed: Tensor = self.norm(states)
+            start, before = layer.attend(start, start_rotary)
+            rest, _ = layer.attend(rest, rest_rotary, before)
+            if layer is self.layers[-1]:
+                rest = rest[wanted[:, num_shared:]]
+            start, rest = layer.transform(start), layer.transform(rest)
+        normed: Tensor = self.norm(rest)
         return normed
 
-    def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def rotary(self, positions: Tensor) -> Rotary:
         """Each axis turns its own section of the frequencies."""
         half = self.shape.head_dim // 2
         frequencies = self.shape.rope_theta ** (-torch.arange(half) / half)

@@ -53,10 +53,10 @@ class Learner(nn.Module):
         states = model.embed_tokens(batch.ids)
         if len(embeddings):
             states = states.masked_scatter(batch.is_media[..., None], embeddings)
+        before_answers = batch.answers.roll(-1, dims=1)
         with torch.autocast("cpu", torch.bfloat16):
-            states = model(states, batch.positions)
-        chosen = states[:, :-1][batch.answers[:, 1:]].float()
-        return chosen @ model.embed_tokens.weight.T, batch.ids[:, 1:][batch.answers[:, 1:]]
+            states = model(states, batch.positions, before_answers, batch.num_shared).float()
+        return states @ model.embed_tokens.weight.T, batch.ids[batch.answers]
 
     def forward(self, examples: list[Example], rng: Random, with_language: bool) -> Tensor:
         """The loss of a batch of examples of one skill and size."""

@@ -35,15 +35,15 @@ FOLDER = Path(__file__).parent
 STATE = FOLDER / ".train" / "state.pt"
 SEED = 7
 TOWER_MIX = {"shapes": 8.0, "videos": 4.0, "digits": 2.0, "strips": 6.0, "cards": 5.0}
-MIX = {"shapes": 6.0, "pairs": 2.0, "videos": 4.0, "digits": 1.0, "strips": 1.0, "cards": 6.0, "text": 0.3}
+MIX = {"shapes": 4.0, "pairs": 1.5, "videos": 2.0, "digits": 0.5, "strips": 5.0, "cards": 5.0, "text": 0.3}
 BATCHES_PER_STEP = 6
-TOKENS_PER_BATCH = 250
+TOKENS_PER_BATCH = 200
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WARMUP_STEPS = 50
 DECAY_SHARE = 0.35
 """The last part of the budget, in which learning rates fall to zero."""
-AVERAGE_DECAY = 0.998
+AVERAGE_DECAY = 0.99
 
 
 @dataclass(frozen=True)

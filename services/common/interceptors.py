@@ -28,7 +28,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return handler and _guarded(handler, handler_call_details.method)
 
 
-def _guarded(handler: Handler, method: str) -> "Handler":
+def _guarded(handler: Handler, method: str) -> Handler:
     """The same handler with its exceptions translated."""
     request_side = "stream" if handler.request_streaming else "unary"
     response_side = "stream" if handler.response_streaming else "unary"
@@ -46,7 +46,7 @@ def _guarded(handler: Handler, method: str) -> "Handler":
         except Exception as error:
             await _abort(error, context, method)
 
-    make: Callable[..., Any] = getattr(grpc, f"{request_side}_{response_side}_rpc_method_handler")
+    make: Callable[..., Handler] = getattr(grpc, f"{request_side}_{response_side}_rpc_method_handler")
     return make(
         stream if handler.response_streaming else answer,
         request_deserializer=handler.request_deserializer,

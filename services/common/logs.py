@@ -21,7 +21,8 @@ ALLOWED_FIELDS = frozenset(
         "finish_reason", "frames", "grid", "kind", "model", "operation", "pid", "reason", "signal", "stack", "version",
         # how much and how long
         "bytes", "duration_ms", "encode_ms", "queue_ms", "total_ms", "time_to_first_token_ms", "memory_bytes",
-        "num_blocks", "num_bytes", "num_cached_tokens", "num_items", "num_media", "num_patches", "num_rows",
+        "num_blocks", "num_bytes", "num_cached", "num_cached_tokens",
+        "num_items", "num_media", "num_patches", "num_rows",
         "num_running", "num_slices", "num_tensors", "num_threads", "num_tokens", "num_waiting",
     }
 )  # fmt: skip

@@ -2,7 +2,7 @@
 
 Text advances all three axes (time, height, width) by one. A media item counts its slices, merged rows and merged
 columns from where it starts, and what follows starts at the maximum over the three axes + 1: the rule the model was
-trained with. (transformers 5.x advances by `max(rows, columns)` only, which puts text after a long video inside the video.)
+trained with. (transformers 5.x advances by `max(rows, columns)` only, which puts text after a long video inside it.)
 """
 
 from collections.abc import Sequence

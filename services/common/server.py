@@ -29,12 +29,14 @@ class ServerSettings(BaseSettings):
         frozen=True, env_prefix="DIPTYCH_", validate_by_name=True, extra="forbid", env_ignore_empty=True
     )
 
-    listen: str = Field("127.0.0.1:0", description="Address to listen on, host:port; port 0 takes a free one.")
+    listen: str = Field(default="127.0.0.1:0", description="Address to listen on, host:port; port 0 takes a free one.")
     drain_notice_s: float = Field(
-        0.5, ge=0, description="Seconds from NOT_SERVING until calls are refused: the clients' time to go elsewhere."
+        default=0.5,
+        ge=0,
+        description="Seconds from NOT_SERVING until calls are refused: the clients' time to go elsewhere.",
     )
-    drain_grace_s: float = Field(30, ge=0, description="Seconds that running calls get to finish when it stops.")
-    max_message_bytes: int = Field(4 << 20, ge=1 << 20, description="Largest message that is accepted.")
+    drain_grace_s: float = Field(default=30, ge=0, description="Seconds that running calls get to finish.")
+    max_message_bytes: int = Field(default=4 << 20, ge=1 << 20, description="Largest message that is accepted.")
 
 
 async def serve(

@@ -34,32 +34,41 @@ class CommonSettings(BaseSettings):
         validation_alias="DIPTYCH_MODEL", description="Checkpoint: a folder, or an id on the Hugging Face hub."
     )
     cache_url: str = Field(
-        "memory://",
+        default="memory://",
         validation_alias="DIPTYCH_CACHE_URL",
         description="Embedding cache: redis://, rediss:// or unix:// to share it, memory:// for this process alone.",
     )
     cache_ttl_s: int = Field(
-        900, gt=0, validation_alias="DIPTYCH_CACHE_TTL_S", description="Seconds after which what was cached is gone."
+        default=900,
+        gt=0,
+        validation_alias="DIPTYCH_CACHE_TTL_S",
+        description="Seconds for which values are cached.",
     )
     cache_max_bytes: int = Field(
-        1 << 30, gt=0, validation_alias="DIPTYCH_CACHE_MAX_BYTES", description="Bytes that a memory:// cache may hold."
+        default=1 << 30,
+        gt=0,
+        validation_alias="DIPTYCH_CACHE_MAX_BYTES",
+        description="Most bytes in a memory:// cache.",
     )
     cache_secret: SecretStr = Field(
-        SecretStr(""),
+        default=SecretStr(""),
         validation_alias="DIPTYCH_CACHE_SECRET",
         description="Secret from which each tenant's cache keys are made; the same in gateways and encoders.",
     )
     dtype: str = Field(
-        "auto",
+        default="auto",
         pattern="^(auto|float32|bfloat16|float16)$",
         validation_alias="DIPTYCH_DTYPE",
         description="Arithmetic: float32, bfloat16 or float16; auto is the checkpoint's own where it runs well.",
     )
     device: str = Field(
-        "auto", validation_alias="DIPTYCH_DEVICE", description="cpu, cuda, cuda:N; auto is CUDA where present."
+        default="auto", validation_alias="DIPTYCH_DEVICE", description="cpu, cuda, cuda:N; auto is CUDA where present."
     )
     threads: int = Field(
-        0, ge=0, validation_alias="DIPTYCH_THREADS", description="Threads for arithmetic on the CPU; 0 is one a core."
+        default=0,
+        ge=0,
+        validation_alias="DIPTYCH_THREADS",
+        description="Threads for arithmetic; 0 is one a core.",
     )
 
 
@@ -73,7 +82,9 @@ def load(cls: type[S], **overrides: Any) -> S:
 
 def parse_command_line(cls: type[S], description: str, argv: Sequence[str] | None = None) -> S:
     """The settings of a `python -m` service: the environment, then one flag a setting; `--help` shows them all."""
+    module = sys.modules["__main__"].__spec__
     parser = argparse.ArgumentParser(
+        prog=f"python -m {module.parent}" if module and module.parent else None,
         description=description,
         usage="%(prog)s [--help] [--SETTING VALUE ...]",
         epilog=describe(cls),

@@ -62,23 +62,14 @@ def build_engine(settings: DecoderSettings, checkpoint: Checkpoint, model: Langu
     config, device = checkpoint.text, model.device
     block_size = settings.block_size or (CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE)
     num_blocks = _num_blocks(settings, config, model.dtype, device, block_size)
-    memory = KVCache(
-        num_layers=config.num_hidden_layers,
-        num_blocks=num_blocks,
-        block_size=block_size,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        dtype=model.dtype,
-        device=device,
-    )
+    memory = KVCache(config, num_blocks, block_size, model.dtype, device)
     pool, pace = BlockPool(num_blocks), Pace(settings.max_stretch)
     limits = StepLimits(settings.max_sequences, settings.max_step_tokens)
     engine = Engine(
-        ModelRunner(model, memory),
-        Scheduler(pool, block_size, limits, pace),
-        Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
-        pace,
-        QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),
+        runner=ModelRunner(model, memory),
+        scheduler=Scheduler(pool, block_size, limits, pace),
+        sampler=Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
+        limits=QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),
     )
     return EngineParts(engine, pool, block_size)
 

@@ -1,8 +1,8 @@
 """Attention over the paged cache: what a step's rows look at, planned once and used by every layer.
 
-On the CPU, blocks are gathered and given to PyTorch's fused attention: rows that continue a stream go together, grouped by
-length, with the query heads of one key head as that head's rows, so that keys are never repeated; prompts go one by one.
-On CUDA with flash-attn, its paged kernels read the blocks in place (written from its documentation, not run here).
+Blocks are gathered and given to PyTorch's fused attention: rows that continue a stream go together, grouped by
+length, with the query heads of one key head as that head's rows, so that keys are never repeated; prompts go one by
+one. On CUDA with flash-attn, flash_attention.py takes its place.
 """
 
 from collections.abc import Sequence

@@ -19,6 +19,7 @@ class RowsFormat:
     num_slices: int
     slice_rows: int
     width: int
+    dtype: str  # what the decoder computes in; chunks are in it, slices are converted to it
 
     @property
     def num_rows(self) -> int:
@@ -26,7 +27,7 @@ class RowsFormat:
         return self.num_slices * self.slice_rows
 
 
-def rows_from_slices(slices: Sequence[Slice | None], form: RowsFormat, dtype: torch.dtype) -> torch.Tensor | None:
+def rows_from_slices(slices: Sequence[Slice | None], form: RowsFormat) -> torch.Tensor | None:
     """Rows [num_rows, width] of an item; None if a slice is missing or is not what this prompt needs."""
     if len(slices) != form.num_slices:
         return None
@@ -36,16 +37,16 @@ def rows_from_slices(slices: Sequence[Slice | None], form: RowsFormat, dtype: to
             return None
         if not is_finite(part.data, part.dtype):
             return None
-        parts.append(_tensor(bytearray(part.data), part.dtype, form.width).to(dtype))
+        parts.append(_tensor(bytearray(part.data), part.dtype, form.width).to(TORCH_DTYPES[form.dtype]))
     return torch.cat(parts)
 
 
 class ChunkAssembler:
     """Collects one item's chunks, which must come in order and without gaps, in the decoder's own dtype."""
 
-    def __init__(self, form: RowsFormat, dtype: str) -> None:
-        self._form, self._dtype = form, dtype
-        self._num_bytes = form.num_rows * form.width * DTYPE_BYTES[dtype]
+    def __init__(self, form: RowsFormat) -> None:
+        self._form = form
+        self._num_bytes = form.num_rows * form.width * DTYPE_BYTES[form.dtype]
         self._data = bytearray()
 
     def add(self, chunk: embedding_pb2.EmbeddingChunk) -> torch.Tensor | None:
@@ -62,9 +63,9 @@ class ChunkAssembler:
         return self._rows() if len(self._data) == self._num_bytes else None
 
     def _rows(self) -> torch.Tensor:
-        if not is_finite(memoryview(self._data), self._dtype):
+        if not is_finite(memoryview(self._data), self._form.dtype):
             raise refused("chunk.data", "contains NaN or infinity", "NOT_FINITE")
-        return _tensor(self._data, self._dtype, self._form.width)
+        return _tensor(self._data, self._form.dtype, self._form.width)
 
 
 def refused(field: str, description: str, reason: str) -> InvalidRequest:

@@ -1,4 +1,4 @@
-"""The loop that generates: schedule, run, sample, postprocess. It has a thread of its own; others talk to it by queue."""
+"""The loop that generates: schedule, run, sample, postprocess. It has its own thread; others talk to it by queue."""
 
 import threading
 import time
@@ -10,7 +10,6 @@ import structlog
 import torch
 
 from services.common.errors import Overloaded
-from services.decoder.pace import Pace
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sample, Sampler
 from services.decoder.scheduler import Chunk, Load, Scheduler
@@ -51,12 +50,11 @@ class Engine:
         runner: ModelRunner,
         scheduler: Scheduler,
         sampler: Sampler,
-        pace: Pace,
         limits: QueueLimits,
         clock: Clock = time.monotonic,
     ) -> None:
         self._runner, self._scheduler, self._sampler = runner, scheduler, sampler
-        self._pace, self._limits, self._clock = pace, limits, clock
+        self._limits, self._clock = limits, clock
         self.load = Load()
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -116,7 +114,7 @@ class Engine:
                 logits = self._runner.run(chunks)
                 samples = self._sampler.sample(logits, [chunk.sequence for chunk in chunks if chunk.is_last])
                 self._postprocess(chunks, samples)
-                self._note_duration(chunks, self._clock() - started)
+                self._scheduler.note_duration(chunks, self._clock() - started)
         except Exception as error:
             log.exception("step failed", num_running=len(chunks))
             self._give_up({chunk.sequence.request for chunk in chunks} or set(self._requests), error)
@@ -194,12 +192,8 @@ class Engine:
                 with self._changed:
                     self._queued.pop(request, None)
 
-    def _note_duration(self, chunks: list[Chunk], seconds: float) -> None:
-        num_streams = sum(chunk.num_tokens == 1 for chunk in chunks)
-        self._pace.note(num_streams, sum(chunk.num_tokens for chunk in chunks) - num_streams, seconds)
-
     def _retry_after_s(self, num_tokens: int) -> float:
-        return min(max(num_tokens / max(self._pace.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)
+        return min(max(num_tokens / max(self._scheduler.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._changed:

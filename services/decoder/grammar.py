@@ -6,15 +6,21 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
 MAX_CACHED = 64
 LIMITS = LLParserLimits(initial_lexer_fuel=2_000_000, max_grammar_size=100_000, verbose_errors=False)
-WHITESPACE = {"whitespace_pattern": r"[\x20\x0A]{0,8}"}  # bounded: a small model would otherwise add it for ever
+WHITESPACE: "JsonCompileOptions" = {
+    "whitespace_pattern": r"[\x20\x0A]{0,8}"
+}  # bounded: a small model would otherwise add it for ever
 
 
 class GrammarKind(Enum):

@@ -1,4 +1,4 @@
-"""Brings a request's embeddings to the engine as they come: references from the shared cache, chunks from the caller."""
+"""Brings a request's embeddings to the engine as they come: from the shared cache, or in chunks from the caller."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -6,8 +6,7 @@ import torch
 from diptych.v1 import decoder_service_pb2, embedding_pb2
 
 from services.common.cache import EmbeddingCache
-from services.common.mrope import Span
-from services.decoder.embeddings import TORCH_DTYPES, ChunkAssembler, RowsFormat, refused, rows_from_slices
+from services.decoder.embeddings import ChunkAssembler, RowsFormat, refused, rows_from_slices
 
 
 class EmbeddingIntake:
@@ -15,21 +14,18 @@ class EmbeddingIntake:
 
     def __init__(
         self,
-        spans: list[Span],
-        width: int,
-        dtype: str,
+        forms: list[RowsFormat],
         cache: EmbeddingCache,
         provide: Callable[[int, torch.Tensor], None],
         missing: Callable[[int], None],
     ) -> None:
-        self._forms = [RowsFormat(span.shape[0], span.shape[1] * span.shape[2], width) for span in spans]
-        self._dtype, self._cache = dtype, cache
+        self._forms, self._cache = forms, cache
         self._provide, self._missing = provide, missing
-        self._open = set(range(len(spans)))
+        self._open = set(range(len(forms)))
         self._assemblers: dict[int, ChunkAssembler] = {}
 
     async def run(self, messages: AsyncIterator[decoder_service_pb2.GenerateRequest]) -> None:
-        """Read messages until the caller closes its side. InvalidRequest when one does not fit or an item is left out."""
+        """Read messages until the caller closes its side. InvalidRequest if one does not fit or an item is left out."""
         async for message in messages:
             match message.WhichOneof("message"):
                 case "reference":
@@ -49,7 +45,7 @@ class EmbeddingIntake:
         if len(reference.slice_keys) != form.num_slices:
             raise refused("reference.slice_keys", f"must be {form.num_slices}, one a slice", "SIZE_MISMATCH")
         slices = await self._cache.get_slices(list(reference.slice_keys))
-        rows = rows_from_slices(slices, form, TORCH_DTYPES[self._dtype])
+        rows = rows_from_slices(slices, form)
         if rows is None:
             self._missing(index)
         else:
@@ -58,7 +54,7 @@ class EmbeddingIntake:
     def _collect(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
         index = self._check(chunk.media_index, "chunk")
         if index not in self._assemblers:
-            self._assemblers[index] = ChunkAssembler(self._forms[index], self._dtype)
+            self._assemblers[index] = ChunkAssembler(self._forms[index])
         rows = self._assemblers[index].add(chunk)
         if rows is not None:
             del self._assemblers[index]

@@ -1,12 +1,14 @@
-"""Paged memory for keys and values: fixed blocks, shared by reference count, kept for reuse until the room is needed."""
+"""Paged memory for keys and values: blocks shared by reference count, and kept for reuse until the room is needed."""
 
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 import torch
 
+from services.common.checkpoint import TextConfig
 
-class OutOfBlocks(Exception):
+
+class OutOfBlocksError(Exception):
     """Every block is in use by a sequence."""
 
 
@@ -32,14 +34,14 @@ class BlockPool:
         return self.num_blocks - self.num_available
 
     def allocate(self) -> int:
-        """Take a block with one user. Raises OutOfBlocks."""
+        """Take a block with one user. Raises OutOfBlocksError."""
         if self._empty:
             block = self._empty.popleft()
         elif self._idle:
             block, _ = self._idle.popitem(last=False)
             self._forget(block)
         else:
-            raise OutOfBlocks
+            raise OutOfBlocksError
         self._num_users[block] = 1
         return block
 
@@ -49,7 +51,7 @@ class BlockPool:
         self._num_users[block] += 1
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Take one user off each block. Later blocks of a chain go first, since they are worth less than their parents."""
+        """Take one user off each block. The end of a chain is given up first: it is worth less than its start."""
         for block in reversed(blocks):
             self._num_users[block] -= 1
             if self._num_users[block] == 0:
@@ -97,17 +99,10 @@ class KVCache:
     """
 
     def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
+        self, config: TextConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
-        shape = (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim)
+        heads = (config.num_key_value_heads, config.head_dim)
+        shape = (config.num_hidden_layers, 2, num_blocks + 1, block_size, *heads)
         self.memory = torch.zeros(shape, dtype=dtype, device=device)
         self.block_size = block_size
         self.padding_block = num_blocks

@@ -110,7 +110,7 @@ class LanguageModel:
         num_rotated = config.num_attention_heads + config.num_key_value_heads
         heads = project(hidden, layer.qkv, layer.qkv_bias).view(len(hidden), -1, config.head_dim)
         rotated = _rotate(heads[:, :num_rotated], *rotation)
-        queries, keys = rotated.split([config.num_attention_heads, config.num_key_value_heads], dim=1)
+        queries, keys = torch.split(rotated, [config.num_attention_heads, config.num_key_value_heads], dim=1)
         slots = memory.flatten(1, 2)
         slots[0].index_copy_(0, step.slots, keys)
         slots[1].index_copy_(0, step.slots, heads[:, num_rotated:])

@@ -1,7 +1,7 @@
 """What a block of keys and values depends on, as a hash: the tenant and every token and picture up to its end.
 
-Equal hashes mean equal content, so a block may serve any sequence of the same tenant whose prompt starts alike. Pads look
-alike for every picture; the media key and how far into the item the block starts tell them apart.
+Equal hashes mean equal content, so a block may serve any sequence of the same tenant whose prompt starts alike. Pads
+look alike for every picture; the media key and how far into the item the block starts tell them apart.
 """
 
 import struct

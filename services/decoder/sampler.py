@@ -1,7 +1,7 @@
 """Chooses the next token of every sequence of a step, in the order of transformers' `generate`.
 
-Penalties first, then what must not come, then temperature, top_k, top_p and min_p. Random numbers are a function of seed,
-choice and step alone, so that a seeded answer is the same alone, in any batch, and after a preemption.
+Penalties first, then what must not come, then temperature, top_k, top_p and min_p. Random numbers are a function of
+seed, choice and step alone, so that a seeded answer is the same alone, in any batch, and after a preemption.
 """
 
 from collections.abc import Sequence as Rows
@@ -19,7 +19,7 @@ MAX_CANDIDATES = 1024  # likeliest tokens among which top_p is looked for, befor
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The token chosen for a sequence, with its log probability where asked for; no token when logits are not finite."""
+    """The token chosen for a sequence, and its log probability where asked for; None if logits are not finite."""
 
     token_id: int | None
     logprob: Logprob | None = None

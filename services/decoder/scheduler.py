@@ -98,6 +98,16 @@ class Scheduler:
                 self.running.remove(sequence)
             self._release(sequence)
 
+    def note_duration(self, chunks: list[Chunk], seconds: float) -> None:
+        """Learn from how long a step took."""
+        num_streams = sum(chunk.num_tokens == 1 for chunk in chunks)
+        self._pace.note(num_streams, sum(chunk.num_tokens for chunk in chunks) - num_streams, seconds)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Tokens computed in a second, lately; 0 at first."""
+        return self._pace.tokens_per_s
+
     def load(self) -> Load:
         """Figures of this moment."""
         return Load(len(self.running), len(self.waiting), self._pool.num_used, self._num_preemptions)
@@ -147,11 +157,11 @@ class Scheduler:
         return True
 
     def _make_room(self, sequence: Sequence, num_blocks: int) -> bool:
-        """Whether `num_blocks` are there for a waiting sequence. Who only waits for embeddings gives way to one that can go on."""
-        can_go_on = sequence.num_ready == sequence.num_tokens
+        """Whether `num_blocks` are free for a newcomer. Who waits for embeddings gives way to one that can run."""
+        can_run = sequence.num_ready == sequence.num_tokens
         while num_blocks + self._headroom() > self._pool.num_available:
             stalled = self._last_stalled()
-            if stalled is None or not can_go_on:
+            if stalled is None or not can_run:
                 return False
             self._preempt(stalled)
         return True
@@ -164,7 +174,7 @@ class Scheduler:
         return next((sequence for sequence in reversed(self.running) if sequence.is_stalled), None)
 
     def _schedule(self, sequence: Sequence, budget: int) -> int:
-        """Add a sequence's next chunk to the step. Tokens taken: 0 if it waits for embeddings or gave its blocks back."""
+        """Add a sequence's next chunk to the step. Tokens taken: 0 if it has to wait or gave its blocks back."""
         start = sequence.num_computed
         end = min(sequence.num_ready, start + budget)
         if end <= start or not self._reserve(sequence, end):

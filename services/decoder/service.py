@@ -14,7 +14,7 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 from services.common import mrope
 from services.common.cache import EmbeddingCache
 from services.common.errors import DeadlineExceeded, DiptychError
-from services.decoder.embeddings import refused
+from services.decoder.embeddings import RowsFormat, refused
 from services.decoder.engine import Engine
 from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarSource, Matcher
 from services.decoder.intake import EmbeddingIntake
@@ -52,7 +52,7 @@ class SlowReader(DiptychError):  # noqa: N818 -- read as "raises SlowReader"
 
 
 class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
-    """Holds one call's journey: check the prompt, compile its grammar, queue it, feed it embeddings, send its tokens."""
+    """One call's journey: check the prompt, compile its grammar, queue it, feed it embeddings, send its tokens."""
 
     def __init__(
         self, engine: Engine, rules: Rules, facts: ServiceFacts, cache: EmbeddingCache, grammars: GrammarCompiler
@@ -159,9 +159,11 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         def provide(index: int, rows: torch.Tensor) -> None:
             self._engine.provide(request, index, rows)
 
-        intake = EmbeddingIntake(
-            checked.spans, self._facts.width, self._facts.dtype, self._cache, provide, stream.report_missing
-        )
+        forms = [
+            RowsFormat(t, rows * columns, self._facts.width, self._facts.dtype)
+            for t, rows, columns in (span.shape for span in checked.spans)
+        ]
+        intake = EmbeddingIntake(forms, self._cache, provide, stream.report_missing)
         try:
             async with asyncio.timeout(self._facts.embedding_timeout_s if checked.spans else None):
                 await intake.run(requests)

@@ -170,11 +170,11 @@ class _Numbers:
         self._generation, self._problems = generation, problems
 
     def whole(self, name: str, default: int, least: int, most: int | None = None) -> int:
-        value: int = getattr(self._generation, name) if self._generation.HasField(name) else default  # type: ignore[arg-type]
+        value: int = getattr(self._generation, name) if self._generation.HasField(name) else default
         return value if self._is_in_range(name, value, least, most) else default
 
     def real(self, name: str, default: float, least: float, most: float) -> float:
-        value: float = getattr(self._generation, name) if self._generation.HasField(name) else default  # type: ignore[arg-type]
+        value: float = getattr(self._generation, name) if self._generation.HasField(name) else default
         return value if self._is_in_range(name, value, least, most) else default
 
     def _is_in_range(self, name: str, value: float, least: float, most: float | None) -> bool:

@@ -35,7 +35,7 @@ class _TensorReader:
                 raise CheckpointError(f"{self._path}: {name} has the unexpected shape {tuple(part.shape)}")
         shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
         stacked = torch.empty(shape, dtype=self._dtype, device=self._device)
-        torch._foreach_copy_(list(stacked.split([len(part) for part in parts])), parts)
+        torch._foreach_copy_(list(torch.split(stacked, [len(part) for part in parts])), parts)
         return stacked
 
     def _get(self, name: str) -> torch.Tensor:

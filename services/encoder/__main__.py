@@ -28,7 +28,7 @@ async def run(settings: EncoderSettings, loaded: Loaded) -> None:
 
 
 def main() -> None:
-    """Exit code 2 when the settings or the checkpoint cannot be used."""
+    """Exit code 2 when the settings, the checkpoint or the address cannot be used."""
     settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
     configure_logging("encoder")
     try:
@@ -36,7 +36,11 @@ def main() -> None:
     except CheckpointError as error:
         print(f"DIPTYCH_MODEL: {error}", file=sys.stderr)
         raise SystemExit(2) from error
-    asyncio.run(run(settings, loaded))
+    try:
+        asyncio.run(run(settings, loaded))
+    except OSError as error:
+        print(f"DIPTYCH_ENCODER_LISTEN: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

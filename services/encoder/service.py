@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +13,7 @@ from diptych.v1 import content_pb2, embedding_pb2, encoder_service_pb2, encoder_
 
 from services.common.checkpoint import Preprocessor
 from services.common.embedding import MAX_CHUNK_BYTES
-from services.common.errors import InvalidRequest, Violation
+from services.common.errors import DiptychError, InvalidRequest, Violation
 from services.encoder.admission import Admission
 from services.encoder.item import Item, Limits, read_header
 from services.encoder.pipeline import Pipeline
@@ -21,6 +22,7 @@ from services.encoder.slices import EncodedSlice
 log = structlog.get_logger()
 
 _NO_DEADLINE_S = 3600.0
+_DISCARD_S = 1.0
 Requests = AsyncIterator[encoder_service_pb2.EncodeRequest]
 Response = encoder_service_pb2.EncodeResponse
 
@@ -46,9 +48,8 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
     async def Encode(  # noqa: N802  # gRPC's name
         self, request_iterator: Requests, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Response]:
-        item = read_header(await _header(request_iterator), self._preprocessor, self._limits)
-        with self._admission.admit(item.num_patches):
-            files = await _read_files(request_iterator, item.file_sizes)
+        with ExitStack() as room:
+            item, files = await self._receive(request_iterator, room)
             started = time.monotonic()
             encoded = await self._pipeline.encode(item, files, _deadline(context))
             manifest = _manifest(item, encoded, (time.monotonic() - started) * 1000)
@@ -57,6 +58,16 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
             if item.inline or not manifest.stored:
                 for chunk in chunks(encoded):
                     yield Response(chunk=chunk)
+
+    async def _receive(self, requests: Requests, room: ExitStack) -> tuple[Item, list[bytes]]:
+        """The checked item and its files. Its patches are counted in `room` before the first byte is read."""
+        try:
+            item = read_header(await _header(requests), self._preprocessor, self._limits)
+            room.enter_context(self._admission.admit(item.num_patches))
+            return item, await _read_files(requests, item.file_sizes)
+        except DiptychError:
+            await _discard(requests)
+            raise
 
     async def GetEncoderCapabilities(  # noqa: N802  # gRPC's name
         self,
@@ -100,6 +111,14 @@ async def _read_files(requests: Requests, sizes: Sequence[int]) -> list[bytes]:
     return [bytes(received[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
+async def _discard(requests: Requests) -> None:
+    """Let the caller finish sending: grpc.aio turns a call refused while it writes into INTERNAL on its side."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_S):
+            async for _ in requests:
+                pass
+
+
 def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
     """When the caller stops waiting, in the loop's time."""
     remaining = context.time_remaining()
@@ -128,7 +147,7 @@ def _log(item: Item, manifest: encoder_service_pb2.Manifest) -> None:
         kind=item.plan.source,
         num_patches=item.num_patches,
         num_slices=len(manifest.slice_keys),
-        num_cached=manifest.num_cached_slices,
+        cache=f"{manifest.num_cached_slices}/{len(manifest.slice_keys)}",
         queue_ms=round(manifest.queue_ms, 1),
         encode_ms=round(manifest.encode_ms, 1),
     )

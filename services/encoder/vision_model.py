@@ -139,11 +139,9 @@ def attend(qkv: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
     """
     if qkv.is_cuda and flash_attn_varlen_func is not None and qkv.dtype != torch.float32:
         return _attend_varlen(qkv, groups)
-    sizes = [num_slices * num_patches for num_slices, num_patches in groups]
-    parts = [
-        _attend_equal(part.view(*group, *part.shape[1:])) for part, group in zip(torch.split(qkv, sizes), groups, strict=True)
-    ]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    parts = torch.split(qkv, [num_slices * num_patches for num_slices, num_patches in groups])
+    mixed = [_attend_equal(part.view(*group, *part.shape[1:])) for part, group in zip(parts, groups, strict=True)]
+    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
 
 
 def _attend_equal(qkv: Tensor) -> Tensor:

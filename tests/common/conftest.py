@@ -63,7 +63,7 @@ def eventually() -> Callable[[Callable[[], Awaitable[bool]], float], Awaitable[N
 
     async def wait(condition: Callable[[], Awaitable[bool]], within_s: float) -> None:
         async with asyncio.timeout(within_s):
-            while not await condition():
+            while not await condition():  # noqa: ASYNC110 -- the condition is another process's
                 await asyncio.sleep(0.01)
 
     return wait

@@ -4,6 +4,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from services.common import errors
 from services.common.errors import DiptychError, Violation, from_rpc_error, to_status
 

@@ -6,6 +6,7 @@ from typing import Any, TypeAlias
 
 import grpc
 import pytest
+
 from services.common.errors import InvalidRequest, Violation, from_rpc_error
 
 Context: TypeAlias = "grpc.aio.ServicerContext[bytes, bytes]"
@@ -128,7 +129,8 @@ async def test_a_handler_cut_off_while_it_writes_cleans_up_at_once(serving: Any)
 async def leave(address: str, when: asyncio.Event) -> None:
     """A client that starts the method "watch" and cancels it."""
     async with grpc.aio.insecure_channel(address) as channel:
-        running = channel.unary_stream("/test.Service/watch")(b"")
+        watch: Any = channel.unary_stream("/test.Service/watch")
+        running = watch(b"")
         await running.read()
         await asyncio.wait_for(when.wait(), 1)
         running.cancel()

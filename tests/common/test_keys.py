@@ -1,10 +1,12 @@
 """Cache keys."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from services.common.keys import CacheProfile, digest_of, media_key, slice_key, tenant_key, upload_key
 
 PROFILE = CacheProfile("sha256:v", "float32", "1-abc")
@@ -17,9 +19,10 @@ MEDIA = st.tuples(
 
 
 @given(MEDIA, MEDIA)
-def test_different_media_have_different_keys(one: tuple, other: tuple) -> None:  # type: ignore[type-arg]
+def test_different_media_have_different_keys(one: Any, other: Any) -> None:
     """Two media keys are equal only when every field is: no two lists of fields read the same."""
-    assert (media_key(KEY, *one, PROFILE) == media_key(KEY, *other, PROFILE)) == (one == other)
+    keys = [media_key(*(KEY, *fields, PROFILE)) for fields in (one, other)]
+    assert (keys[0] == keys[1]) == (one == other)
 
 
 @pytest.mark.parametrize("change", [{"vision_digest": "x"}, {"dtype": "float16"}, {"preprocessing": "2"}])

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 
 import pytest
 import structlog
-from services.common.logs import configure_logging
 
+from services.common.logs import configure_logging
 
 Written: TypeAlias = Callable[[Callable[[], object]], list[dict[str, Any]]]
 

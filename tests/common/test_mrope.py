@@ -38,21 +38,21 @@ def restatement(parts: list[int | tuple[int, int, int]]) -> list[tuple[int, int,
 
 
 @given(pieces, st.integers(1, 3))
-def test_positions_follow_the_rule(parts, merge):
+def test_positions_follow_the_rule(parts: list[int | tuple[int, int, int]], merge: int) -> None:
     """Positions equal a token-by-token restatement, for any order of text, images and videos."""
     num_tokens, spans = layout(parts, merge)
     assert positions(num_tokens, spans).T.tolist() == [list(p) for p in restatement(parts)]
 
 
 @given(pieces)
-def test_delta_continues_after_the_largest_position(parts):
+def test_delta_continues_after_the_largest_position(parts: list[int | tuple[int, int, int]]) -> None:
     """The first generated token stands at the prompt's largest position + 1."""
     num_tokens, spans = layout(parts, 2)
     assert num_tokens + delta(num_tokens, spans) == positions(num_tokens, spans).max() + 1
 
 
 @given(pieces)
-def test_runs_cover_the_prompt(parts):
+def test_runs_cover_the_prompt(parts: list[int | tuple[int, int, int]]) -> None:
     """Runs follow each other without gaps and end at the prompt's end."""
     num_tokens, spans = layout(parts, 2)
     runs = position_runs(num_tokens, spans)
@@ -61,7 +61,7 @@ def test_runs_cover_the_prompt(parts):
     assert ends[-1] == num_tokens
 
 
-def test_long_video_advances_by_its_slices():
+def test_long_video_advances_by_its_slices() -> None:
     """A video with more slices than rows and columns advances by its slices (transformers 5.x: by 16)."""
     num_tokens = 3 + 32 * 9 * 16 + 2
     runs = position_runs(num_tokens, [Span(3, (32, 18, 32), 2)])
@@ -79,13 +79,13 @@ def test_long_video_advances_by_its_slices():
         [Span(0, (1, 4, 4), 2), Span(3, (1, 2, 2), 2)],
     ],
 )
-def test_spans_that_do_not_fit_are_refused(spans):
+def test_spans_that_do_not_fit_are_refused(spans: list[Span]) -> None:
     """Zero or odd grids, spans outside the prompt and overlaps raise ValueError."""
     with pytest.raises(ValueError, match=r"grid|fit|overlaps"):
         positions(10, spans)
 
 
-def test_empty_prompt():
+def test_empty_prompt() -> None:
     """No tokens have no positions and no delta."""
     assert positions(0, []).shape == (3, 0)
     assert delta(0, []) == 0

@@ -8,17 +8,17 @@ from typing import TypeAlias
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
+
 from cli.local_redis import LocalRedis
 from services.common.cache import EmbeddingCache, open_cache
-from services.common.embedding import Slice
 from services.common.cache.chunks import MAX_VALUE_BYTES
 from services.common.cache.redis import PROBE_INTERVAL_S, REPLY_TIMEOUT_S, VALUE_TIMEOUT_S
-
-from redis.asyncio import Redis
+from services.common.embedding import Slice
 
 Eventually: TypeAlias = Callable[[Callable[[], Awaitable[bool]], float], Awaitable[None]]
 KEY = b"k" * 32
-ROWS = Slice(4, 8, "float32", memoryview(np.ones((4, 8), dtype=np.float32)).cast("B"))
+ROWS = Slice(4, 8, "float32", np.ones((4, 8), dtype=np.float32).data.cast("B"))
 
 
 @pytest.fixture
@@ -142,7 +142,7 @@ async def test_flushed(cache: EmbeddingCache, admin: Redis) -> None:
 async def test_a_lost_chunk(cache: EmbeddingCache, admin: Redis) -> None:
     """A large value of which a chunk was evicted is a miss, and its head goes too, so that it is written anew."""
     rows = MAX_VALUE_BYTES // 32 * 2
-    large = Slice(rows, 8, "float32", memoryview(np.ones((rows, 8), dtype=np.float32)).cast("B"))
+    large = Slice(rows, 8, "float32", np.ones((rows, 8), dtype=np.float32).data.cast("B"))
     assert await cache.put_slices({KEY: large})
     (chunk,) = await admin.keys("*:1")
     await admin.delete(chunk)

@@ -1,6 +1,7 @@
 """The life of a server."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,6 +10,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
 from services.common.channels import open_channel
 from services.common.server import READY_FILE_VARIABLE, ServerSettings, serve
 
@@ -29,6 +31,11 @@ def counting(go: asyncio.Event) -> Handlers:
     return {"count": grpc.unary_stream_rpc_method_handler(count)}
 
 
+def method(channel: grpc.aio.Channel, name: str) -> Any:
+    """A streaming method of the test's service."""
+    return channel.unary_stream(f"/test.Service/{name}")
+
+
 async def rest(call: Any) -> list[bytes]:
     """What a stream that was begun with `read` still says."""
     messages = []
@@ -41,7 +48,7 @@ async def test_a_running_stream_finishes_while_draining(serving: Any) -> None:
     """On stop a server is NOT_SERVING and takes no new calls, and what runs is finished."""
     go = asyncio.Event()
     async with serving(counting(go)) as server, grpc.aio.insecure_channel(server.address) as channel:
-        running = channel.unary_stream("/test.Service/count")(b"")
+        running = method(channel, "count")(b"")
         assert await running.read() == b"1"
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service="test.Service"))
         assert (await watch.read()).status == SERVING
@@ -49,7 +56,7 @@ async def test_a_running_stream_finishes_while_draining(serving: Any) -> None:
         assert (await watch.read()).status == NOT_SERVING
         async with grpc.aio.insecure_channel(server.address) as other:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await other.unary_stream("/test.Service/count")(b"", timeout=2).read()
+                await method(other, "count")(b"", timeout=2).read()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
         go.set()
         assert await rest(running) == [b"2"]
@@ -58,14 +65,13 @@ async def test_a_running_stream_finishes_while_draining(serving: Any) -> None:
 
 async def test_a_stream_that_never_ends_is_cut_after_the_grace(serving: Any) -> None:
     """Draining is bounded."""
-    async with serving(counting(asyncio.Event()), grace_s=0.1) as server:
-        async with grpc.aio.insecure_channel(server.address) as channel:
-            running = channel.unary_stream("/test.Service/count")(b"")
-            assert await running.read() == b"1"
-            server.stop.set()
-            with pytest.raises(grpc.aio.AioRpcError):
-                await running.read()
-            await asyncio.wait_for(server.task, 3)
+    async with serving(counting(asyncio.Event()), grace_s=0.1) as server, open_channel(server.address) as channel:
+        running = method(channel, "count")(b"")
+        assert await running.read() == b"1"
+        server.stop.set()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await running.read()
+        await asyncio.wait_for(server.task, 3)
 
 
 async def test_health_and_reflection_need_no_files(serving: Any) -> None:
@@ -96,7 +102,7 @@ async def test_tells_its_address_in_the_ready_file(
     monkeypatch.setenv(READY_FILE_VARIABLE, str(path))
     async with serving({}) as server:
         assert path.read_text() == f"{server.address}\n"
-        assert list(tmp_path.iterdir()) == [path]
+    assert [entry.name for entry in os.scandir(tmp_path)] == [path.name]
 
 
 def named(name: bytes) -> Handlers:
@@ -110,16 +116,19 @@ def named(name: bytes) -> Handlers:
 
 async def test_no_call_fails_while_one_of_two_servers_drains(serving: Any) -> None:
     """A client of two servers uses both, and goes on without a failure when one of them is stopped."""
-    async with serving(named(b"a"), notice_s=0.5) as first, serving(named(b"b")) as second:
-        async with open_channel(f"ipv4:{first.address},{second.address}") as channel:
-            who = channel.unary_unary("/test.Service/who")
-            async with asyncio.timeout(5):
-                while await who(b"", wait_for_ready=True) != b"a":
-                    pass
-                first.stop.set()
-                while not first.task.done():
-                    await who(b"")
-            assert {await who(b"") for _ in range(10)} == {b"b"}
+    async with (
+        serving(named(b"a"), notice_s=0.5) as first,
+        serving(named(b"b")) as second,
+        open_channel(f"ipv4:{first.address},{second.address}") as channel,
+    ):
+        who: Any = channel.unary_unary("/test.Service/who")
+        async with asyncio.timeout(5):
+            while await who(b"", wait_for_ready=True) != b"a":
+                pass
+            first.stop.set()
+            while not first.task.done():
+                await who(b"")
+        assert {await who(b"") for _ in range(10)} == {b"b"}
 
 
 async def test_a_channel_comes_back(serving: Any) -> None:
@@ -129,7 +138,7 @@ async def test_a_channel_comes_back(serving: Any) -> None:
     async with serving(counting(done)) as first:
         address = first.address
     async with open_channel(address) as channel:
-        count = channel.unary_stream("/test.Service/count")
+        count = method(channel, "count")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await count(b"", timeout=5).read()
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
+
 from services.common.server import ServerSettings
 from services.common.settings import CommaSeparated, CommonSettings, describe, load, parse_command_line
 
@@ -14,8 +15,8 @@ class WidgetSettings(CommonSettings, ServerSettings):
 
     model_config = SettingsConfigDict(env_prefix="DIPTYCH_WIDGET_")
 
-    roots: CommaSeparated = Field((), description="Folders.")
-    max_items: int = Field(3, ge=1, description="Most items.")
+    roots: CommaSeparated = Field(default=(), description="Folders.")
+    max_items: int = Field(default=3, ge=1, description="Most items.")
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,12 @@ def test_flags_win(environment: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("DIPTYCH_CACHE_TTL_S", "soon"), ("DIPTYCH_WIDGET_MAX_ITEMS", "0"), ("DIPTYCH_DTYPE", "int4"), ("DIPTYCH_MODEL", "")],
+    [
+        ("DIPTYCH_CACHE_TTL_S", "soon"),
+        ("DIPTYCH_WIDGET_MAX_ITEMS", "0"),
+        ("DIPTYCH_DTYPE", "int4"),
+        ("DIPTYCH_MODEL", ""),
+    ],
 )
 def test_a_wrong_value_is_named(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str, value: str

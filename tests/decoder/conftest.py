@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -75,9 +76,7 @@ class Model:
         self.path = path
         self.checkpoint = Checkpoint.open(str(path))
         self.language_model = load_language_model(self.checkpoint, torch.float32, torch.device("cpu"))
-        self.reference = Qwen2VLForConditionalGeneration.from_pretrained(
-            path, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        self.reference: Any = Qwen2VLForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
         self.width = self.checkpoint.text.hidden_size
         self.merge = self.checkpoint.vision.spatial_merge_size
         self.pads = {"image": self.checkpoint.image_token_id, "video": self.checkpoint.video_token_id}
@@ -112,9 +111,7 @@ class Model:
         tokens: list[int] = []
         past = None
         while len(tokens) < max_tokens:
-            output = self.reference(
-                inputs_embeds=embeds, position_ids=positions, past_key_values=past, use_cache=True
-            )
+            output = self.reference(inputs_embeds=embeds, position_ids=positions, past_key_values=past, use_cache=True)
             past = output.past_key_values
             logits = output.logits[0, -1]
             logits[list(self.pads.values())] = -torch.inf
@@ -130,7 +127,7 @@ class Model:
 class Harness:
     """An engine with the settings of a test."""
 
-    def __init__(self, model: Model, **settings: object) -> None:
+    def __init__(self, model: Model, **settings: Any) -> None:
         chosen = {"kv_cache_tokens": 4096, "max_step_tokens": 64, "block_size": 8, **settings}
         self.settings = DecoderSettings(model=str(model.path), **chosen)
         self.model = model
@@ -141,7 +138,7 @@ class Harness:
     def pool(self) -> BlockPool:
         return self.parts.pool
 
-    def request(self, case: Case, *, tenant: str = "a", with_rows: bool = True, **params: object) -> Answer:
+    def request(self, case: Case, *, tenant: str = "a", with_rows: bool = True, **params: Any) -> Answer:
         """A request that is not submitted yet."""
         values = {"max_tokens": 12, "stop_ids": self.model.end_ids, **params}
         matchers = values.pop("matchers", [])
@@ -172,13 +169,13 @@ class Harness:
         answer = Answer(request)
         return answer
 
-    def submit(self, case: Case, **options: object) -> Answer:
+    def submit(self, case: Case, **options: Any) -> Answer:
         """Queue a request."""
         answer = self.request(case, **options)
         self.engine.submit(answer.request)
         return answer
 
-    def run(self, cases: list[Case], **options: object) -> list[Answer]:
+    def run(self, cases: list[Case], **options: Any) -> list[Answer]:
         """Queue several at once and wait for all."""
         return [answer.wait() for answer in [self.submit(case, **options) for case in cases]]
 
@@ -204,12 +201,15 @@ def gqa_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Model(build_checkpoint(tmp_path_factory.mktemp("gqa"), SHAPES["tied-gqa"]))
 
 
+Start = Callable[..., Harness]
+
+
 @pytest.fixture
-def start() -> Iterator[Callable[..., Harness]]:
+def start() -> Iterator[Start]:
     """Start engines, and stop them after the test."""
     started: list[Harness] = []
 
-    def make(model: Model, *, paused: bool = False, **settings: object) -> Harness:
+    def make(model: Model, *, paused: bool = False, **settings: Any) -> Harness:
         started.append(Harness(model, **settings))
         if not paused:
             started[-1].engine.start()

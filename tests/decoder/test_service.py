@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import numpy as np
@@ -11,34 +12,37 @@ import torch
 from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grpc, embedding_pb2, generation_pb2
 from tokenizers import Tokenizer
 
-from services.common.cache import open_cache
+from services.common.cache import EmbeddingCache, open_cache
 from services.common.embedding import Slice
-from services.common.errors import InvalidRequest, PromptTooLong, VersionMismatch, from_rpc_error
+from services.common.errors import DiptychError, InvalidRequest, PromptTooLong, VersionMismatch, from_rpc_error
 from services.common.server import serve
+from services.common.settings import load
 from services.decoder.__main__ import SERVICE_NAME
 from services.decoder.assemble import build_decoder
 from services.decoder.settings import DecoderSettings
+from tests.decoder.conftest import Case, Model
 
 CALL_S = 60
 KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND_VIDEO}
 Message = decoder_service_pb2.GenerateRequest
+Result = tuple[dict[int, list[int]], decoder_service_pb2.GenerateFinished]
 
 
 class Service:
     """A running decoder and a client of it."""
 
-    def __init__(self, model, cache, engine, stub) -> None:
-        self.model, self.cache, self.engine, self.stub = model, cache, engine, stub
+    def __init__(self, model: Model, cache: EmbeddingCache, stub: Any) -> None:
+        self.model, self.cache, self.stub = model, cache, stub
 
-    async def generate(self, *messages, timeout=CALL_S):
+    async def generate(self, *messages: Message) -> Result:
         """Send all messages, close, and return (tokens by choice, finished)."""
-        call = self.stub.Generate(timeout=timeout)
+        call = self.stub.Generate(timeout=CALL_S)
         for message in messages:
             await call.write(message)
         await call.done_writing()
         return await collect(call)
 
-    async def fails(self, *messages):
+    async def fails(self, *messages: Message) -> DiptychError:
         """The domain error that a call ends with."""
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await self.generate(*messages)
@@ -54,8 +58,10 @@ class Service:
         raise AssertionError("the engine did not come to rest")
 
 
-async def collect(call):
-    tokens, finished = {}, None
+async def collect(call: AsyncIterable[decoder_service_pb2.GenerateResponse]) -> Result:
+    """Tokens by choice, and the end, which must be the last event."""
+    tokens: dict[int, list[int]] = {}
+    finished = None
     async for response in call:
         assert finished is None, "something came after finished"
         if response.WhichOneof("event") == "tokens":
@@ -63,10 +69,11 @@ async def collect(call):
         else:
             assert response.WhichOneof("event") == "finished"
             finished = response.finished
+    assert finished is not None
     return tokens, finished
 
 
-def prompt(case, **options) -> Message:
+def prompt(case: Case, **options: Any) -> Message:
     """The first message for a case."""
     defaults = {"max_tokens": 12, "temperature": 0.0}
     placements = [
@@ -86,7 +93,7 @@ def prompt(case, **options) -> Message:
     )
 
 
-def chunks(case, index: int, size: int = 1 << 20) -> list[Message]:
+def chunks(case: Case, index: int, size: int = 1 << 20) -> list[Message]:
     """An item's rows as chunk messages."""
     data = case.rows[index].numpy().tobytes()
     return [
@@ -95,7 +102,7 @@ def chunks(case, index: int, size: int = 1 << 20) -> list[Message]:
     ]
 
 
-async def put(service: Service, case, index: int, dtype: torch.dtype = torch.float32) -> Message:
+async def put(service: Service, case: Case, index: int, dtype: torch.dtype = torch.float32) -> Message:
     """Put an item's slices into the cache; the reference to them."""
     t = case.spans[index].grid[0]
     keys = [np.random.default_rng((index, i)).bytes(32) for i in range(t)]
@@ -110,33 +117,35 @@ async def put(service: Service, case, index: int, dtype: torch.dtype = torch.flo
 
 
 @pytest.fixture
-async def service(gqa_model, monkeypatch) -> AsyncIterator[Service]:
+async def service(gqa_model: Model) -> AsyncIterator[Service]:
     """A decoder on a free port."""
     cache = open_cache("memory://", ttl_s=60, max_bytes=1 << 20)
-    settings = DecoderSettings(model=str(gqa_model.path), kv_cache_tokens=2048, listen="127.0.0.1:0", device="cpu")
+    settings = load(
+        DecoderSettings, model=str(gqa_model.path), kv_cache_tokens=2048, listen="127.0.0.1:0", device="cpu"
+    )
     engine, servicer = build_decoder(settings, gqa_model.checkpoint, cache)
     engine.start()
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
 
-    def register(server) -> None:
+    def register(server: grpc.aio.Server) -> None:
         decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(servicer, server)
 
     serving = asyncio.create_task(serve(settings, register, [SERVICE_NAME], stop=stop, on_ready=ready.set_result))
     port = await asyncio.wait_for(ready, CALL_S)
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Service(gqa_model, cache, engine, decoder_service_pb2_grpc.DecoderServiceStub(channel))
+        yield Service(gqa_model, cache, decoder_service_pb2_grpc.DecoderServiceStub(channel))
     stop.set()
     await serving
     engine.stop()
 
 
 @pytest.fixture
-def mixed(gqa_model):
+def mixed(gqa_model: Model) -> Case:
     """A prompt with a video and an image."""
     return gqa_model.case(3, ("video", (3, 3, 4)), 2, ("image", (1, 5, 2)), 9)
 
 
-async def test_text(service):
+async def test_text(service: Service) -> None:
     """A text prompt's greedy tokens are transformers'."""
     case = service.model.case(9)
     tokens, finished = await service.generate(prompt(case))
@@ -146,20 +155,20 @@ async def test_text(service):
 
 
 @pytest.mark.parametrize("size", [100, 1 << 20])
-async def test_chunks_in_any_order_of_items(service, mixed, size):
+async def test_chunks_in_any_order_of_items(service: Service, mixed: Case, size: int) -> None:
     """Embeddings sent in chunks, the second item first."""
     tokens, _ = await service.generate(prompt(mixed), *chunks(mixed, 1, size), *chunks(mixed, 0, size))
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
-async def test_references(service, mixed):
+async def test_references(service: Service, mixed: Case) -> None:
     """Embeddings that stand in the cache, one of them by reference and one in chunks."""
     reference = await put(service, mixed, 0)
     tokens, _ = await service.generate(prompt(mixed), reference, *chunks(mixed, 1))
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
-async def test_missing_reference(service, mixed):
+async def test_missing_reference(service: Service, mixed: Case) -> None:
     """A reference that the cache does not hold is reported, and its chunks are taken instead."""
     call = service.stub.Generate(timeout=CALL_S)
     await call.write(prompt(mixed))
@@ -174,7 +183,7 @@ async def test_missing_reference(service, mixed):
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
-async def test_reference_in_another_dtype_is_converted(service, mixed):
+async def test_reference_in_another_dtype_is_converted(service: Service, mixed: Case) -> None:
     """bf16 slices serve an fp32 decoder, as the values they stand for."""
     references = [await put(service, mixed, index, torch.bfloat16) for index in (0, 1)]
     mixed.rows = [rows.to(torch.bfloat16).float() for rows in mixed.rows]
@@ -182,7 +191,7 @@ async def test_reference_in_another_dtype_is_converted(service, mixed):
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
-async def test_slices_of_another_shape_are_missing(service, gqa_model):
+async def test_slices_of_another_shape_are_missing(service: Service, gqa_model: Model) -> None:
     """A slice with too few rows is not used but asked for again."""
     case, other = gqa_model.case(("image", (1, 4, 4)), 3), gqa_model.case(("image", (1, 2, 4)), 3)
     call = service.stub.Generate(timeout=CALL_S)
@@ -192,7 +201,7 @@ async def test_slices_of_another_shape_are_missing(service, gqa_model):
     call.cancel()
 
 
-async def test_capabilities(service):
+async def test_capabilities(service: Service) -> None:
     """What the decoder says of itself is the checkpoint's."""
     answer = await service.stub.GetDecoderCapabilities(decoder_service_pb2.GetDecoderCapabilitiesRequest())
     checkpoint = service.model.checkpoint
@@ -202,7 +211,7 @@ async def test_capabilities(service):
     assert answer.max_context_tokens == 2048
 
 
-async def test_another_checkpoint_is_refused(service):
+async def test_another_checkpoint_is_refused(service: Service) -> None:
     """A prompt made for another checkpoint fails with both digests."""
     message = prompt(service.model.case(3))
     message.prompt.checkpoint_digest = "sha256:other"
@@ -210,7 +219,7 @@ async def test_another_checkpoint_is_refused(service):
     assert isinstance(error, VersionMismatch)
 
 
-async def test_prompt_that_can_never_fit_is_refused(service):
+async def test_prompt_that_can_never_fit_is_refused(service: Service) -> None:
     """Prompt and answer beyond the context are refused at once."""
     error = await service.fails(prompt(service.model.case(2000), max_tokens=49))
     assert isinstance(error, PromptTooLong | InvalidRequest)
@@ -218,7 +227,7 @@ async def test_prompt_that_can_never_fit_is_refused(service):
     assert error.violations[0].field == "prompt.token_ids"
 
 
-WRONG = {
+WRONG: dict[str, Callable[[Any], None]] = {
     "prompt.token_ids": lambda m: m.prompt.ClearField("token_ids"),
     "prompt.token_ids ": lambda m: m.prompt.token_ids.__setitem__(0, 1 << 30),
     "prompt.token_ids  ": lambda m: m.prompt.token_ids.__setitem__(4, 7),
@@ -246,7 +255,7 @@ WRONG = {
 }
 
 
-async def test_wrong_prompts_name_their_field(service, mixed):
+async def test_wrong_prompts_name_their_field(service: Service, mixed: Case) -> None:
     """Every wrong field is refused by its path, and the engine goes on."""
     for field, spoil in WRONG.items():
         message = prompt(mixed)
@@ -259,13 +268,14 @@ async def test_wrong_prompts_name_their_field(service, mixed):
     assert tokens[0] == service.model.generate(case, 12)
 
 
-async def test_all_violations_at_once(service):
+async def test_all_violations_at_once(service: Service) -> None:
     """Two wrong fields are both named."""
     error = await service.fails(prompt(service.model.case(3), top_p=2.0, min_p=2.0))
+    assert isinstance(error, InvalidRequest)
     assert {violation.field for violation in error.violations} == {"prompt.generation.top_p", "prompt.generation.min_p"}
 
 
-def spoiled(case, index: int, **changes) -> list[Message]:
+def spoiled(case: Case, index: int, **changes: Any) -> list[Message]:
     """An item's only chunk, changed."""
     message = chunks(case, index)[0]
     for name, value in changes.items():
@@ -273,7 +283,7 @@ def spoiled(case, index: int, **changes) -> list[Message]:
     return [message]
 
 
-async def test_wrong_embeddings_are_refused(service, gqa_model):
+async def test_wrong_embeddings_are_refused(service: Service, gqa_model: Model) -> None:
     """Gaps, surplus, NaN, unknown items, a second prompt, and items left out."""
     case = gqa_model.case(("image", (1, 2, 2)), 3)
     data = case.rows[0].numpy().tobytes()
@@ -297,13 +307,13 @@ async def test_wrong_embeddings_are_refused(service, gqa_model):
     await service.until_idle()
 
 
-async def test_first_message_must_be_the_prompt(service, mixed):
+async def test_first_message_must_be_the_prompt(service: Service, mixed: Case) -> None:
     """Embeddings before the prompt, or nothing at all, are refused."""
     for messages in (chunks(mixed, 0), []):
         assert isinstance(await service.fails(*messages), InvalidRequest)
 
 
-async def test_cancel_frees_everything(service, mixed):
+async def test_cancel_frees_everything(service: Service, mixed: Case) -> None:
     """A caller who goes away leaves no sequence and no block behind, whether running or waiting for embeddings."""
     running = service.stub.Generate(timeout=CALL_S)
     await running.write(prompt(service.model.case(9), max_tokens=2000, ignore_eos=True))
@@ -315,7 +325,7 @@ async def test_cancel_frees_everything(service, mixed):
     await service.until_idle()
 
 
-async def test_many_at_once(service):
+async def test_many_at_once(service: Service) -> None:
     """Forty calls in flight are answered as if each were alone."""
     cases = [service.model.case(3 + i % 7, ("image", (1, 2, 1 + i % 3)), 2, seed=i) for i in range(40)]
     answers = await asyncio.gather(*(service.generate(prompt(case), *chunks(case, 0)) for case in cases))
@@ -323,7 +333,7 @@ async def test_many_at_once(service):
     await service.until_idle()
 
 
-async def test_choices_and_logprobs(service):
+async def test_choices_and_logprobs(service: Service) -> None:
     """`num_choices` answers come with their index, each token with its log probability and alternatives."""
     options = {"num_choices": 3, "temperature": 1.0, "seed": 5, "top_logprobs": 2, "max_tokens": 4}
     call = service.stub.Generate(timeout=CALL_S)
@@ -338,7 +348,7 @@ async def test_choices_and_logprobs(service):
             assert entry.logprob <= entry.alternatives[0].logprob <= 0
 
 
-async def test_structured_output(service):
+async def test_structured_output(service: Service) -> None:
     """An answer under a JSON schema is such JSON, and ends by itself."""
     tokenizer = Tokenizer.from_file(str(service.model.path / "tokenizer.json"))
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}

@@ -1,6 +1,5 @@
 import asyncio
-import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +10,18 @@ import pytest
 from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grpc
 
 from cli.local_redis import LocalRedis
-from services.common.checkpoint import Checkpoint
 from services.common.server import serve
+from services.common.settings import load
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
 from tests.checkpoints import CheckpointSpec, build_checkpoint
 
 WAIT_S = 20.0
+
+
+def settings_for(model: Path, **overrides: Any) -> EncoderSettings:
+    """Settings for tests: one thread, and no time lost when a server stops."""
+    return load(EncoderSettings, model=str(model), threads=1, drain_grace_s=1, drain_notice_s=0, **overrides)
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def loaded(model: Path) -> Loaded:
     """That checkpoint in memory, shared by all servers of these tests."""
-    return load_model(EncoderSettings(model=str(model), threads=1))
+    return load_model(settings_for(model))
 
 
 @pytest.fixture(scope="session")
@@ -53,10 +57,10 @@ class Client:
 
     stub: Any
 
-    async def encode(self, header: encoder_service_pb2.EncodeHeader, *files: bytes, timeout: float = WAIT_S) -> Reply:
+    async def encode(self, header: encoder_service_pb2.EncodeHeader, *files: bytes) -> Reply:
         """One call, with the files in chunks of 100,000 bytes."""
         manifest, data = None, bytearray()
-        async for response in self.stub.Encode(requests(header, *files), timeout=timeout):
+        async for response in self.stub.Encode(requests(header, *files), timeout=WAIT_S):
             if response.WhichOneof("message") == "manifest":
                 assert manifest is None
                 manifest = response.manifest
@@ -141,7 +145,6 @@ def serve_encoder(model: Path, loaded: Loaded) -> Serve:
     """Starts an encoder with given settings."""
 
     def start(**overrides: Any) -> AbstractAsyncContextManager[Client]:
-        settings = EncoderSettings(model=str(model), threads=1, drain_grace_s=1, drain_notice_s=0, **overrides)
-        return serving(settings, loaded)
+        return serving(settings_for(model, **overrides), loaded)
 
     return start

@@ -3,14 +3,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-import skimage
 from PIL import Image, ImageOps
 
 from services.common.media.errors import MediaError
 from services.encoder.decode import DecodePlan, decode, load_rgb
-from tests.common.media.files import encode_image, encode_video, flat_frames
+from tests.common.media.files import encode_image, encode_video, flat_frames, photo
 
-PHOTO = Image.fromarray(skimage.data.astronaut()[:300, :200])
+PHOTO = photo().crop((0, 0, 200, 300))
 LIMIT = 1 << 24
 
 
@@ -154,7 +153,10 @@ def test_a_list_of_frames_repeats_its_last() -> None:
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(b"\xff\xd8\xffgarbage", "BROKEN_IMAGE"), (encode_image(PHOTO.rotate(90, expand=True), "PNG"), "FRAME_SIZES_DIFFER")],
+    [
+        (b"\xff\xd8\xffgarbage", "BROKEN_IMAGE"),
+        (encode_image(PHOTO.rotate(90, expand=True), "PNG"), "FRAME_SIZES_DIFFER"),
+    ],
 )
 def test_a_bad_frame_is_told_by_its_place(bad: bytes, reason: str) -> None:
     """The second of two files is named."""

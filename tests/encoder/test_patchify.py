@@ -2,14 +2,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import skimage
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from services.encoder.patchify import Patchifier
-from tests.common.media.files import preprocessor
+from tests.common.media.files import photo, preprocessor
 
-PHOTO: np.ndarray = skimage.data.astronaut()
+PHOTO = np.asarray(photo())
 
 
 def patchify(frames: tuple[np.ndarray, ...], patchifier: Patchifier) -> np.ndarray:

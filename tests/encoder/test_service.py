@@ -6,20 +6,18 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-import skimage
 import torch
 from diptych.v1 import content_pb2, encoder_service_pb2
-from PIL import Image
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from services.common.cache import open_cache
 from services.encoder.build import Loaded
-from tests.common.media.files import encode_image, encode_video, flat_frames
-from tests.encoder.conftest import Client, Serve, image_header, serving, video_header
+from tests.common.media.files import encode_image, encode_video, photo
+from tests.encoder.conftest import WAIT_S, Client, Serve, image_header, serving, settings_for, video_header
 from tests.harness import failure
 
-PHOTO = Image.fromarray(skimage.data.astronaut())
+PHOTO = photo()
 PNG = encode_image(PHOTO, "PNG")
 SIDE = 112
 ROW_BYTES = 64 * 4
@@ -27,8 +25,8 @@ ROW_BYTES = 64 * 4
 
 def noise_video(num_frames: int) -> bytes:
     generator = np.random.default_rng(0)
-    frames = [np.kron(generator.integers(0, 256, (6, 8, 3), np.uint8), np.ones((8, 8, 1), np.uint8)) for _ in range(num_frames)]
-    return encode_video(frames)
+    blocks = np.ones((8, 8, 1), np.uint8)
+    return encode_video([np.kron(generator.integers(0, 256, (6, 8, 3), np.uint8), blocks) for _ in range(num_frames)])
 
 
 async def refused(client: Client, header: encoder_service_pb2.EncodeHeader, *files: bytes) -> Any:
@@ -118,7 +116,7 @@ async def test_what_redis_has_lost_is_given_back(serve_encoder: Serve, redis_url
     header = image_header(PNG, SIDE, SIDE, tenant="flushed")
     async with serve_encoder(cache_url=redis_url) as client:
         keys = (await client.encode(header, PNG)).manifest.slice_keys
-        await cache._store.delete([f"diptych:slice:{key.hex()}" for key in keys])  # noqa: SLF001  # no flush in its API
+        await cache._store.delete([f"diptych:slice:{key.hex()}" for key in keys])  # no flush in its API
         assert await cache.has_slices(keys) == [False]
         reply = await client.encode(header, PNG)
     assert (reply.manifest.stored, reply.manifest.num_cached_slices) == (True, 1)
@@ -174,9 +172,7 @@ async def test_the_same_picture_asked_for_by_many_is_encoded_once(loaded: Loaded
             batches.append(len(slices))
             return loaded.embedder.embed(slices)
 
-    from services.encoder.settings import EncoderSettings  # noqa: PLC0415  # beside its one use
-
-    settings = EncoderSettings(model=str(model), threads=1, drain_notice_s=0)
+    settings = settings_for(model)
     async with serving(settings, replace(loaded, embedder=Counting())) as client:  # type: ignore[arg-type]
         replies = await asyncio.gather(*(client.encode(image_header(PNG, SIDE, SIDE), PNG) for _ in range(100)))
     assert batches == [1]
@@ -247,34 +243,43 @@ async def test_a_broken_frame_is_named(serve_encoder: Serve) -> None:
 
 
 async def test_a_full_queue_says_when_to_come_back(serve_encoder: Serve) -> None:
-    """RESOURCE_EXHAUSTED at once, before any byte of the file is needed."""
+    """RESOURCE_EXHAUSTED with a delay while another holds the room, and room again once that one has left."""
+    header = image_header(PNG, SIDE, SIDE)
     async with serve_encoder(max_item_patches=64, max_queued_patches=64) as client:
-        held = client.stub.Encode(slow(image_header(PNG, SIDE, SIDE)))
-        await held.initial_metadata() if False else None
-        failed = None
-        for _ in range(200):
-            try:
-                await client.encode(image_header(PNG, SIDE, SIDE), PNG)
-            except grpc.aio.AioRpcError as error:
-                failed = failure(error)
-                break
+        sent = asyncio.Event()
+        held = client.stub.Encode(slow(header, sent))
+        await asyncio.wait_for(sent.wait(), WAIT_S)
+        failed = await until(client, header, grpc.StatusCode.RESOURCE_EXHAUSTED)
         held.cancel()
+        assert await until(client, header, None) is None
     assert failed is not None
-    assert failed.code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert failed.reason == "OVERLOADED"
 
 
-async def slow(header: encoder_service_pb2.EncodeHeader) -> Any:
-    """A header whose file never comes."""
+async def until(client: Client, header: encoder_service_pb2.EncodeHeader, code: grpc.StatusCode | None) -> Any:
+    """Asks again until a call ends so (None: well)."""
+    for _ in range(500):
+        try:
+            await client.encode(header, PNG)
+            failed = None
+        except grpc.aio.AioRpcError as error:
+            failed = failure(error)
+        if (failed and failed.code) == code:
+            return failed
+    raise AssertionError(f"never {code}")
+
+
+async def slow(header: encoder_service_pb2.EncodeHeader, sent: asyncio.Event) -> Any:
+    """A header whose file never comes; `sent` tells when the header is on its way."""
     yield encoder_service_pb2.EncodeRequest(header=header)
+    sent.set()
     await asyncio.Event().wait()
 
 
 async def test_rows_that_are_not_finite_fail_and_are_not_cached(loaded: Loaded, model: Path) -> None:
     """INTERNAL for that item alone, and the next request computes anew."""
-    from services.encoder.settings import EncoderSettings  # noqa: PLC0415  # beside its one use
-
-    weight = loaded.vision.model.merger.mlp[2].weight
-    settings = EncoderSettings(model=str(model), threads=1, drain_notice_s=0)
+    weight = loaded.vision.model.get_parameter("merger.mlp.2.weight")
+    settings = settings_for(model)
     async with serving(settings, loaded) as client:
         kept = weight[0, 0].item()
         with torch.inference_mode():

@@ -58,5 +58,5 @@ def test_a_slice_does_not_see_the_others(tmp_path: Path) -> None:
     model = load_vision(Checkpoint.open(str(build_checkpoint(tmp_path))), dtype="float32", device="cpu").model
     patches = random_patches(model, 3 * 36)
     together = model(patches, [(6, 6)] * 3)
-    alone = torch.cat([model(part, [(6, 6)]) for part in patches.split(36)])
+    alone = torch.cat([model(part, [(6, 6)]) for part in torch.split(patches, 36)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)

@@ -9,10 +9,10 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from services.common.checkpoint import Checkpoint
 
 from gateway.prompt import PromptBuilder
 from gateway.rooms import open_prompts
+from services.common.checkpoint import Checkpoint
 from tests.gateway.fakes import Stage, staged
 
 

@@ -1,4 +1,5 @@
 """An encoder and a decoder that say what a test wants, on real sockets."""
+# ruff: noqa: N802 -- gRPC's own names
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -16,18 +17,18 @@ from diptych.v1 import (
     encoder_service_pb2_grpc,
     generation_pb2,
 )
-from services.common.channels import open_channel
-from services.common.checkpoint import Checkpoint
-from services.common.interceptors import ErrorInterceptor
 
 from gateway.rooms import Rooms
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
+from services.common.channels import open_channel
+from services.common.checkpoint import Checkpoint
+from services.common.interceptors import ErrorInterceptor
 
 End = decoder_service_pb2.GenerateFinished.End
 Context = grpc.aio.ServicerContext[Any, Any]
 MAX_CONTEXT = 4096
-CHUNK = 1000
+CHUNK = 100
 
 
 @dataclass
@@ -143,7 +144,9 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             self.num_failures -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         while not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
-            async for response in self._take(await anext(requests)):
+            if (request := await anext(requests, None)) is None:
+                await asyncio.Event().wait()  # the gateway is leaving: the cancellation is on its way
+            async for response in self._take(request):
                 yield response
         num_sent = 0
         for step in range(max(map(len, self.scripts))):

@@ -4,17 +4,18 @@ import re
 import unicodedata
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from services.common.checkpoint import Checkpoint
-from services.common.errors import InvalidRequest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer
 
 from gateway.prompt import PromptBuilder
 from gateway.template import ChatTemplate, MediaSlot, Spelling, TemplateUnusableError, Turn
 from gateway.tokenization import TextTokenizer, TokenizerError
+from services.common.checkpoint import Checkpoint
+from services.common.errors import InvalidRequest
 from tests.checkpoints import CONTROL_TOKENS
 
 IMAGE, VIDEO = MediaSlot("image", 3), MediaSlot("video", 8)
@@ -53,15 +54,16 @@ FRAGMENTS = st.sampled_from(
     [*CONTROL_TOKENS, "<", "<|", "<|im", "_end|>", "|>", "|image_pad|>", "<|image", "_pad|>", "\n", " ", "user\n"]
 )
 HOSTILE = st.lists(st.one_of(FRAGMENTS, PRIVATE, st.text(max_size=6)), max_size=6).map("".join)
-ORDINARY = st.text(st.characters(exclude_characters="<", exclude_categories=("Cs",)), max_size=30)
+ORDINARY = st.text(st.characters(exclude_characters="<", exclude_categories=["Cs"]), max_size=30)
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: Path) -> PreTrainedTokenizerBase:
+def reference(checkpoint: Path) -> Any:
+    """transformers' own tokenizer of the same checkpoint."""
     return AutoTokenizer.from_pretrained(checkpoint)
 
 
-def reference_ids(reference: PreTrainedTokenizerBase, turns: list[Turn], **options: bool) -> list[int]:
+def reference_ids(reference: Any, turns: list[Turn], **options: bool) -> list[int]:
     """What transformers makes of the same turns, its placeholders expanded."""
     messages = [
         {
@@ -74,7 +76,8 @@ def reference_ids(reference: PreTrainedTokenizerBase, turns: list[Turn], **optio
     ]
     text = reference.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
     sizes = {"<|image_pad|>": IMAGE.num_tokens, "<|video_pad|>": VIDEO.num_tokens}
-    return reference(re.sub(r"<\|(image|video)_pad\|>", lambda match: match[0] * sizes[match[0]], text)).input_ids
+    expanded = re.sub(r"<\|(image|video)_pad\|>", lambda match: match[0] * sizes[match[0]], text)
+    return list(reference(expanded).input_ids)
 
 
 def test_prints_the_first_prompt_of_the_reference_page(prompts: PromptBuilder) -> None:
@@ -88,9 +91,7 @@ def test_prints_the_second_prompt_of_the_reference_page(prompts: PromptBuilder) 
 
 
 @pytest.mark.parametrize("add_vision_id", [False, True])
-def test_the_pages_ids_are_those_of_transformers(
-    prompts: PromptBuilder, reference: PreTrainedTokenizerBase, add_vision_id: bool
-) -> None:
+def test_the_pages_ids_are_those_of_transformers(prompts: PromptBuilder, reference: Any, add_vision_id: bool) -> None:
     """The page's conversation has transformers' ids, placeholders expanded."""
     expected = reference_ids(reference, list(PAGE), add_vision_id=add_vision_id)
     assert prompts.build(PAGE, add_vision_id=add_vision_id).token_ids == expected
@@ -102,7 +103,7 @@ def test_the_pages_ids_are_those_of_transformers(
     assistant=ORDINARY,
 )
 def test_ordinary_texts_have_the_ids_of_transformers(
-    prompts: PromptBuilder, reference: PreTrainedTokenizerBase, system: str | None, user: list, assistant: str
+    prompts: PromptBuilder, reference: Any, system: str | None, user: list[str | MediaSlot], assistant: str
 ) -> None:
     """Without control tokens in the texts the ids equal those of transformers' tokenizer on the rendered template."""
     turns = [Turn("system", (system,))] if system is not None else []
@@ -182,9 +183,7 @@ def test_texts_that_use_up_the_private_characters_are_refused(prompts: PromptBui
 
 def builder(template: str, prompts: PromptBuilder, model: Checkpoint) -> PromptBuilder:
     chat = ChatTemplate(template, {}, Spelling())
-    return PromptBuilder(
-        chat, prompts.tokenizer, image_pad_id=model.image_token_id, video_pad_id=model.video_token_id
-    )
+    return PromptBuilder(chat, prompts.tokenizer, image_pad_id=model.image_token_id, video_pad_id=model.video_token_id)
 
 
 STRINGS = (

@@ -29,12 +29,12 @@ def recipes() -> Iterator[tuple[str, str]]:
 def assert_promised(output: str, promised: str) -> None:
     """Each promised line is found, in order; `...` stands for anything, in a line or between lines."""
     lines = iter(output.splitlines())
-    for line in promised.splitlines():
+    for line in (line for line in promised.splitlines() if line.strip() != "..."):
         wanted = re.compile(r"\s*" + ".*".join(map(re.escape, line.strip().split("..."))) + r"\s*")
         assert any(wanted.fullmatch(found) for found in lines), f"not found: {line}\nin:\n{output}"
 
 
-@pytest.mark.parametrize(("commands", "promised"), recipes())
+@pytest.mark.parametrize(("commands", "promised"), list(recipes()))
 def test_recipe_prints_what_it_promises(stack: Stack, tmp_path: Path, commands: str, promised: str) -> None:
     """A recipe runs in a shell beside a picture.png, and prints the lines that the page shows."""
     (tmp_path / "picture.png").write_bytes(drawing(84, 112, 1))

@@ -21,7 +21,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from services.common.cache.base import StoreDown, StoreError
 from services.common.cache.chunks import Head, batches, split
 
-MAX_CONNECTIONS = 32
+MAX_CONNECTIONS = 8
 PROBE_INTERVAL_S = 0.25
 WRITE_PAUSE_S = 1.0  # after the server has refused a write: full or read-only
 REPLY_TIMEOUT_S = 0.1  # to connect, and for an answer of no size
@@ -42,6 +42,7 @@ class RedisStore:
     def __init__(self, url: str, *, ttl_s: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._ttl_s, self._clock = ttl_s, clock
         self._redis, self._probe = _client(url, MAX_CONNECTIONS), _client(url, 1)
+        self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
         self._up = True
         self._writes_from = clock()
         self._doubt = asyncio.Event()
@@ -49,10 +50,9 @@ class RedisStore:
 
     async def get(self, keys: Sequence[str]) -> list[bytes | None]:
         values = await self._read(keys)
-        heads = {key: head for key, value in zip(keys, values, strict=True) if (head := Head.of(value))}
-        for key, head in heads.items():
-            chunks = await self._read(head.chunk_keys(key))
-            values[keys.index(key)] = head.joined(chunks)
+        for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+            if head := Head.of(value):
+                values[i] = head.joined(await self._read(head.chunk_keys(key)))
         return values
 
     async def contains(self, keys: Sequence[str]) -> list[bool]:
@@ -94,11 +94,12 @@ class RedisStore:
         """The replies to `commands`, sent together. StoreError after a bounded time, at once while down."""
         if self._watch is None:
             self._watch = asyncio.create_task(self._watch_server())
-        if not self._up:
-            raise StoreDown("the server does not answer")
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S + VALUE_TIMEOUT_S * num_values):
-                return await _execute(self._redis, commands)
+            async with self._connections:  # waiting for one is the callers' storm, not the server's fault
+                if not self._up:
+                    raise StoreDown("the server does not answer")
+                async with asyncio.timeout(REPLY_TIMEOUT_S + VALUE_TIMEOUT_S * num_values):
+                    return await _execute(self._redis, commands)
         except ResponseError as error:  # the server is well, it only refused
             raise StoreError("refused") from error
         except (RedisError, OSError) as error:
@@ -109,7 +110,8 @@ class RedisStore:
     async def _watch_server(self) -> None:
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._doubt.wait(), PROBE_INTERVAL_S)
+                async with asyncio.timeout(PROBE_INTERVAL_S):
+                    await self._doubt.wait()
             self._doubt.clear()
             was_up, self._up = self._up, await self._answers()
             if was_up != self._up:

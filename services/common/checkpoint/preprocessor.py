@@ -9,8 +9,9 @@ from services.common.checkpoint.files import CheckpointError, Section, read_json
 
 RULES_VERSION = "1"  # raised when the code that makes pixels changes what it makes
 BICUBIC = 3  # Pillow's number
-
-_PATCH_PIXELS = 28 * 28
+# Tokens of a picture, and of a video's frame, where the checkpoint sets no limits (qwen_vl_utils 0.0.14)
+IMAGE_TOKENS = (4, 16384)
+FRAME_TOKENS = (128, 768)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +20,6 @@ class ImageLimits:
 
     min_pixels: int
     max_pixels: int
-
-
-IMAGE_LIMITS = ImageLimits(4 * _PATCH_PIXELS, 16384 * _PATCH_PIXELS)  # the published checkpoints'
-VIDEO_LIMITS = ImageLimits(128 * _PATCH_PIXELS, 768 * _PATCH_PIXELS)  # qwen_vl_utils 0.0.14, a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +47,7 @@ def read_preprocessor(folder: Path, vision: VisionConfig) -> Preprocessor:
     """From preprocessor_config.json, or the newer processor_config.json; must fit the vision transformer."""
     image, video = _sections(folder)
     _check_supported(image)
+    token_pixels = (vision.patch_size * vision.spatial_merge_size) ** 2
     preprocessor = Preprocessor(
         patch_size=image.integer("patch_size", 14),
         merge_size=image.integer("merge_size", 2),
@@ -57,8 +55,8 @@ def read_preprocessor(folder: Path, vision: VisionConfig) -> Preprocessor:
         image_mean=image.numbers("image_mean", vision.in_channels),
         image_std=image.numbers("image_std", vision.in_channels),
         rescale_factor=image.number("rescale_factor", 1 / 255),
-        image=_limits(image, IMAGE_LIMITS),
-        video=_limits(video, VIDEO_LIMITS),
+        image=_limits(image, IMAGE_TOKENS, token_pixels),
+        video=_limits(video, FRAME_TOKENS, token_pixels),
     )
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     if (preprocessor.patch_size, preprocessor.merge_size, preprocessor.temporal_patch_size) != expected:
@@ -90,12 +88,13 @@ def _check_supported(image: Section) -> None:
         raise image.error("resample", "is not bicubic (3), which is not supported")
 
 
-def _limits(section: Section, default: ImageLimits) -> ImageLimits:
+def _limits(section: Section, default_tokens: tuple[int, int], token_pixels: int) -> ImageLimits:
     """`min_pixels` and `max_pixels`, or `size`, whose edges are areas despite their names."""
     size = section.section("size")
+    least, most = (tokens * token_pixels for tokens in default_tokens)
     limits = ImageLimits(
-        section.integer("min_pixels", size.integer("shortest_edge", default.min_pixels)),
-        section.integer("max_pixels", size.integer("longest_edge", default.max_pixels)),
+        section.integer("min_pixels", size.integer("shortest_edge", least)),
+        section.integer("max_pixels", size.integer("longest_edge", most)),
     )
     if not 0 < limits.min_pixels <= limits.max_pixels:
         raise section.error("min_pixels", f"({limits.min_pixels}) must be positive and at most {limits.max_pixels}")

@@ -6,7 +6,8 @@ things differ on purpose: a side never falls below one factor, and an option tha
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
+
+import numpy as np
 
 from services.common.media.errors import MediaRuleError
 
@@ -107,16 +108,25 @@ def require_ratio(height: int, width: int, option: str = "") -> None:
 def sample_frames(
     total_frames: int, video_fps: float, options: VideoSampling, *, frame_factor: int = FRAMES_PER_SLICE
 ) -> list[int]:
-    """Indices of the frames to use, first and last of the clip included.
-
-    `linspace(first, last, n).round()` in exact arithmetic: torch's float32 agrees up to some 5,000 frames.
-    Raises MediaRuleError.
-    """
+    """Indices of the frames to use, first and last of the clip included. Raises MediaRuleError."""
     first, last = clip_range(total_frames, video_fps, options)
-    num_frames = count_frames(last - first + 1, video_fps, options, frame_factor=frame_factor)
-    if num_frames == 1:
+    return linspace(first, last, count_frames(last - first + 1, video_fps, options, frame_factor=frame_factor))
+
+
+def linspace(first: int, last: int, count: int) -> list[int]:
+    """`torch.linspace(first, last, count).round()`, digit for digit: float32, fused multiply-add, from both ends.
+
+    In long videos its rounding chooses other frames than exact arithmetic would, and the rule is what torch computes.
+    """
+    if count == 1:
         return [first]
-    return [round(first + Fraction((last - first) * i, num_frames - 1)) for i in range(num_frames)]
+    start, end = np.float32(first), np.float32(last)
+    step = np.float64((end - start) / np.float32(count - 1))
+    index = np.arange(count)
+    # a product of two float32 is exact in float64, so that rounding the sum once is what fusing does
+    ahead, behind = np.float64(start) + step * index, np.float64(end) - step * (count - 1 - index)
+    chosen = np.where(index < count // 2, ahead, behind).astype(np.float32)
+    return [int(frame) for frame in np.rint(chosen)]
 
 
 def clip_range(total_frames: int, video_fps: float, options: VideoSampling) -> tuple[int, int]:

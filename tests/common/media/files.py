@@ -7,6 +7,7 @@ from typing import Any
 
 import av
 import numpy as np
+import skimage
 from PIL import Image
 
 from services.common.checkpoint import ImageLimits, Preprocessor
@@ -25,6 +26,12 @@ def preprocessor(patch_size: int = 14, merge_size: int = 2, temporal_patch_size:
         image=ImageLimits(4 * token_pixels, 16384 * token_pixels),
         video=ImageLimits(128 * token_pixels, 768 * token_pixels),
     )
+
+
+def photo() -> Image.Image:
+    """A real photograph, 512x512, that scikit-image ships."""
+    data: Any = skimage.data
+    return Image.fromarray(data.astronaut())
 
 
 def encode_image(image: Image.Image, image_format: str, **options: Any) -> bytes:

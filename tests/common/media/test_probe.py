@@ -4,13 +4,12 @@ import zlib
 
 import numpy as np
 import pytest
-import skimage
 from PIL import Image
 
 from services.common.media.probe import MediaError, probe_image, probe_video
-from tests.common.media.files import encode_image, encode_video, flat_frames
+from tests.common.media.files import encode_image, encode_video, flat_frames, photo
 
-PHOTO = Image.fromarray(skimage.data.astronaut()[:300, :200])
+PHOTO = photo().crop((0, 0, 200, 300))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP"])

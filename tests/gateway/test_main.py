@@ -1,0 +1,66 @@
+"""The process: what it imports, how it starts and stops, what it says when it cannot."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from tests.harness import wait_until
+
+IMPORT = (
+    "import sys, gateway.__main__; print([m for m in ('torch', 'transformers', 'redis.cluster') if m in sys.modules])"
+)
+
+
+def test_no_torch_in_the_gateway() -> None:
+    """Importing the gateway brings neither torch nor transformers, and takes no longer than a few seconds."""
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=60)
+    assert "torch" not in done.stdout
+    assert "transformers" not in done.stdout
+    assert time.monotonic() - started < 10  # about a second alone; the machine may be busy
+
+
+def test_wrong_settings_are_named() -> None:
+    """A missing or wrong variable ends the process with its name."""
+    environment = {**os.environ, "DIPTYCH_GATEWAY_MAX_MEDIA": "many", "DIPTYCH_GATEWAY_DECODER": "x:1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway"], env=environment, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    for name in ("DIPTYCH_MODEL", "DIPTYCH_GATEWAY_ENCODER", "DIPTYCH_GATEWAY_MAX_MEDIA"):
+        assert name in done.stderr
+
+
+def test_a_folder_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
+    """A model that cannot be used ends the process with one line."""
+    arguments = ["--model", str(tmp_path), "--encoder", "127.0.0.1:1", "--decoder", "127.0.0.1:1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_serves_and_drains(checkpoint: Path, tmp_path: Path) -> None:
+    """The process tells its address, is healthy without its services, and stops at SIGTERM with 0."""
+    ready = tmp_path / "ready"
+    arguments = ["--model", str(checkpoint), "--encoder", "127.0.0.1:1", "--decoder", "127.0.0.1:1"]
+    environment = {**os.environ, "DIPTYCH_READY_FILE": str(ready)}
+    process = subprocess.Popen([sys.executable, "-m", "gateway", *arguments], env=environment)
+    try:
+        wait_until(ready.exists, "the gateway is ready")
+        with grpc.insecure_channel(ready.read_text().strip()) as channel:
+            request = health_pb2.HealthCheckRequest(service="diptych.v1.ChatService")
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 0
+    finally:
+        process.kill()
+        process.wait()
