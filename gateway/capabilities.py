@@ -9,8 +9,10 @@ import grpc
 from diptych.v1 import decoder_service_pb2, encoder_service_pb2
 
 from services.common.checkpoint import Checkpoint
-from services.common.errors import DeadlineExceeded, ServiceUnavailable, VersionMismatch, from_rpc_error
+from services.common.errors import DeadlineExceeded, ServiceUnavailable, VersionMismatch
 from services.common.keys import CacheProfile
+
+from .remote import known_error
 
 Encoder = encoder_service_pb2.GetEncoderCapabilitiesResponse
 Decoder = decoder_service_pb2.GetDecoderCapabilitiesResponse
@@ -44,7 +46,7 @@ class Remembered(Generic[ValueT]):
         try:
             return await self._ask()
         except grpc.aio.AioRpcError as error:
-            known = from_rpc_error(error, self._service)
+            known = known_error(error, self._service)
             if not isinstance(known, ServiceUnavailable | DeadlineExceeded):
                 raise known from error
             if self.last is None:

@@ -9,10 +9,11 @@ from time import monotonic
 import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grpc
 
-from services.common.errors import ServiceUnavailable, from_rpc_error
+from services.common.errors import ServiceUnavailable
 
 from .caller import Caller
 from .encoding import MAX_TRIES, EncodeJob, Encoding, Write
+from .remote import known_error
 
 Request = decoder_service_pb2.GenerateRequest
 Response = decoder_service_pb2.GenerateResponse
@@ -63,24 +64,27 @@ class Decoding:
 
     async def _try_generate(self, job: DecodeJob) -> AsyncGenerator[Response]:
         call = self._stub.Generate(timeout=job.caller.deadline.remaining())
-        feed = _Feed(job, self._encoding, _writer(call))
+        writer = _Writer(call)
+        feed = _Feed(job, self._encoding, writer.write)
+        responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there
         try:
             with suppress(CallOverError):
-                await _write(call, Request(prompt=job.prompt))
+                await writer.write(Request(prompt=job.prompt))
                 feed.start_all()
-            while True:
-                response = await feed.first_of(call.read())
-                if not isinstance(response, decoder_service_pb2.GenerateResponse):
-                    raise ServiceUnavailable("decoder", "the decoder ended its answer early")
+            while (response := await feed.first_of(anext(responses, None))) is not None:
                 if response.WhichOneof("event") == "missing":
                     feed.start(response.missing.media_index, inline=True)
                     continue
-                await feed.settle()  # tokens show that all embeddings have arrived
+                await feed.stop()  # tokens show that the decoder has all it needs
                 yield response
                 if response.WhichOneof("event") == "finished":
                     return
+            raise ServiceUnavailable("decoder", "the decoder ended its answer early")
         except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error, "decoder") from error
+            known = known_error(error, "decoder")
+            if writer.has_failed and error.code() is grpc.StatusCode.INTERNAL:
+                known = ServiceUnavailable("decoder")  # the failed write has taken the place of the decoder's status
+            raise known from error
         finally:
             call.cancel()
             await feed.close()
@@ -88,6 +92,29 @@ class Decoding:
 
 class CallOverError(Exception):
     """The decoder's call has ended; its status comes with the next read."""
+
+
+class _Writer:
+    """Writes one message at a time, for many tasks."""
+
+    def __init__(self, call: _Call) -> None:
+        self.has_failed = False
+        self._call = call
+        self._lock = asyncio.Lock()
+
+    async def write(self, message: Request) -> None:
+        """Raises CallOverError. A cancelled caller leaves the write to end by itself: grpc would cancel the call."""
+        writing = asyncio.ensure_future(self._write(message))
+        writing.add_done_callback(lambda done: done.exception())  # nobody else may be left to hear it
+        await asyncio.shield(writing)
+
+    async def _write(self, message: Request) -> None:
+        async with self._lock:
+            try:
+                await self._call.write(message)
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+                self.has_failed = True
+                raise CallOverError from error
 
 
 class _Feed:
@@ -98,7 +125,7 @@ class _Feed:
         self._encoding = encoding
         self._write = write
         self._started_at = monotonic()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], asyncio.Event] = {}
 
     def start_all(self) -> None:
         """Start with every item; images of one request go in parallel."""
@@ -107,9 +134,10 @@ class _Feed:
 
     def start(self, index: int, *, inline: bool) -> None:
         """Send one item's embeddings."""
-        self._tasks.add(asyncio.create_task(self._send(index, inline=inline)))
+        is_noted = asyncio.Event()
+        self._tasks[asyncio.create_task(self._send(index, is_noted, inline=inline))] = is_noted
 
-    async def first_of(self, reading: Awaitable[object]) -> object:
+    async def first_of(self, reading: Awaitable[Response | None]) -> Response | None:
         """What the decoder says next. Raises the error of an encode that fails meanwhile."""
         read = asyncio.ensure_future(reading)
         try:
@@ -120,47 +148,37 @@ class _Feed:
         finally:
             read.cancel()
 
-    async def settle(self) -> None:
-        """Wait until every item's task is over and has noted where its embeddings came from."""
-        while self._tasks:
-            await asyncio.wait(self._tasks, return_when=asyncio.FIRST_EXCEPTION)
-            self._collect()
+    async def stop(self) -> None:
+        """Cancel what is still on its way: a decoder that has the prompt from before needs none of it.
+
+        Look-ups are waited for, so that what is reported of them does not depend on who was faster.
+        """
+        for task, is_noted in self._tasks.items():
+            noted = asyncio.create_task(is_noted.wait())
+            await asyncio.wait({task, noted}, return_when=asyncio.FIRST_COMPLETED)
+            noted.cancel()
+        await self.close()
 
     async def close(self) -> None:
-        """Cancel what is still being encoded."""
+        """Cancel what is still on its way, now."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
 
     def _collect(self) -> None:
-        done = {task for task in self._tasks if task.done()}
-        self._tasks -= done
+        done = [task for task in self._tasks if task.done()]
         errors = [error for task in done if (error := task.exception()) is not None]
+        for task in done:
+            del self._tasks[task]
         if errors:
             raise errors[0]
 
-    async def _send(self, index: int, *, inline: bool) -> None:
-        try:
-            result = await self._encoding.send(self._job.media[index], self._write, inline=inline)
-        except CallOverError:
-            return  # the decoder's own status says more
-        self._job.media_cache[index] = result
+    async def _send(self, index: int, is_noted: asyncio.Event, *, inline: bool) -> None:
+        def note(result: content_pb2.CacheResult) -> None:
+            self._job.media_cache[index] = result
+            is_noted.set()
+
+        with suppress(CallOverError):  # the decoder's own status says more
+            await self._encoding.send(self._job.media[index], self._write, note, inline=inline)
         self._job.encode_s = monotonic() - self._started_at
-
-
-def _writer(call: _Call) -> Write:
-    """Writes one message at a time, for many tasks."""
-    lock = asyncio.Lock()
-
-    async def write(message: Request) -> None:
-        async with lock:
-            await _write(call, message)
-
-    return write
-
-
-async def _write(call: _Call, message: Request) -> None:
-    try:
-        await call.write(message)
-    except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-        raise CallOverError from error

@@ -10,13 +10,15 @@ from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_
 
 from services.common.cache.base import EmbeddingCache
 from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES
-from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation, from_rpc_error
+from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation
 
 from .caller import Caller
 from .media import MediaItem
+from .remote import known_error
 
 Message = decoder_service_pb2.GenerateRequest
 Write = Callable[[Message], Awaitable[None]]
+Note = Callable[[content_pb2.CacheResult], None]
 
 MAX_TRIES = 2
 
@@ -55,43 +57,47 @@ class Encoding:
         complete = len(keys) == item.plan.grid[0] and all(await self._cache.has_slices(keys))
         return keys if complete else None
 
-    async def send(self, job: EncodeJob, write: Write, *, inline: bool) -> content_pb2.CacheResult:
-        """Give the decoder one item's embeddings; `inline` sends the rows themselves. Says where they came from."""
-        if not inline and await self._send_reference(job, write):
-            return HIT
-        return await self._encode(job, write, inline=inline)
+    async def send(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
+        """Give the decoder one item's embeddings; `inline` sends the rows themselves.
 
-    async def _send_reference(self, job: EncodeJob, write: Write) -> bool:
+        `note` is told where they come from: once after the look-up, before anything is sent, and again when the
+        encoder knows better.
+        """
+        if inline or not await self._send_reference(job, write, note):
+            note(MISS)
+            await self._encode(job, write, note, inline=inline)
+
+    async def _send_reference(self, job: EncodeJob, write: Write, note: Note) -> bool:
         keys = await self.find(job.item, job.media_key, job.width)
         if keys is None:
             return False
+        note(HIT)
         await write(_reference(job, keys))
         return True
 
-    async def _encode(self, job: EncodeJob, write: Write, *, inline: bool) -> content_pb2.CacheResult:
+    async def _encode(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
         """At most two tries, and another only when the encoder was not there. Rows already sent are not sent again."""
         rows = _Rows(job, write)
         for tries_left in reversed(range(MAX_TRIES)):
             try:
-                return await self._try_encode(job, write, rows, inline=inline)
+                await self._try_encode(job, write, note, rows, inline=inline)
+                break
             except grpc.aio.AioRpcError as error:
-                known = _at_field(from_rpc_error(error, "encoder"), job.item.field)
+                known = _at_field(known_error(error, "encoder"), job.item.field)
                 if not tries_left or not isinstance(known, ServiceUnavailable):
                     raise known from error
-        raise AssertionError("unreachable")
 
-    async def _try_encode(
-        self, job: EncodeJob, write: Write, rows: "_Rows", *, inline: bool
-    ) -> content_pb2.CacheResult:
+    async def _try_encode(self, job: EncodeJob, write: Write, note: Note, rows: "_Rows", *, inline: bool) -> None:
         async with self._flights.of(job.media_key) as waited:
-            if waited and not inline and await self._send_reference(job, write):
-                return HIT
+            if waited and not inline and await self._send_reference(job, write, note):
+                return
             call = self._stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
             try:
                 manifest = await _manifest(call, job)
             except BaseException:
                 call.cancel()
                 raise
+        note(_result(manifest))
         try:
             if manifest.stored and not inline:
                 await write(_reference(job, manifest.slice_keys))
@@ -99,7 +105,6 @@ class Encoding:
                 await rows.relay(call, manifest)
         finally:
             call.cancel()
-        return _result(manifest)
 
 
 class _Rows:
@@ -117,7 +122,7 @@ class _Rows:
             if chunk.byte_offset > self._num_sent:
                 raise DiptychError(metadata={"service": "encoder"})
             if new := chunk.data[self._num_sent - chunk.byte_offset :]:
-                await self._write(_chunk(self._job, self._num_sent, new))
+                await self._write(_chunk(self._job, self._num_sent, new, manifest.dtype))
                 self._num_sent += len(new)
         if self._num_sent != self._job.item.plan.num_tokens * manifest.width * DTYPE_BYTES[manifest.dtype]:
             raise DiptychError(metadata={"service": "encoder"})
@@ -181,8 +186,9 @@ def _reference(job: EncodeJob, slice_keys: Iterable[bytes]) -> Message:
     return Message(reference=embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys))
 
 
-def _chunk(job: EncodeJob, byte_offset: int, data: bytes) -> Message:
-    return Message(chunk=embedding_pb2.EmbeddingChunk(media_index=job.index, byte_offset=byte_offset, data=data))
+def _chunk(job: EncodeJob, byte_offset: int, data: bytes, dtype: str) -> Message:
+    chunk = embedding_pb2.EmbeddingChunk(media_index=job.index, byte_offset=byte_offset, data=data, dtype=dtype)
+    return Message(chunk=chunk)
 
 
 def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:

@@ -48,7 +48,8 @@ class TextTokenizer:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of `text` in one piece; control tokens spelled in it are ordinary characters."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids) if text else []
+        # the batch form lets go of the interpreter, so that a long text holds nobody up
+        return list(self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids) if text else []
 
     def split_control(self, rendered: str) -> Iterator[int | str]:
         """Cut a rendered prompt into ids of its control tokens and the pieces of text between them."""

@@ -19,6 +19,7 @@ from cli.stack import Stack, StackOptions
 __all__ = ["Answer", "Failure", "ask", "failure", "gateway", "running", "wait_until"]
 
 CALL_TIMEOUT_S = 60.0
+NUM_KV_TOKENS = "40000"  # one context of the small checkpoints, and not a share of this machine's memory
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def running(
     model: Path, logs: Path, *, redis: bool = True, cache_url: str | None = None, **environment: str
 ) -> Iterator[Stack]:
     """All services on free ports with one thread each; a failure inside carries the ends of their logs."""
-    settings = {"DIPTYCH_THREADS": "1", **environment}
+    settings = {"DIPTYCH_THREADS": "1", "DIPTYCH_DECODER_KV_CACHE_TOKENS": NUM_KV_TOKENS, **environment}
     options = StackOptions(str(model), cache_url, redis=redis, dtype="float32", logs=logs, environment=settings)
     with Stack(options) as stack:
         try:

@@ -10,11 +10,11 @@ Drawer = Callable[[Random], Example]
 
 
 def scene_drawer(rng: Random) -> Drawer:
-    size, most = scenes.scene_size(rng), rng.choice((1, 4, 4, 4))
+    size, most = scenes.scene_size(rng), rng.choice((1, 2, 4, 4))
     return lambda rng: scenes.scene(rng, size, most)
 
 
-def pair_drawer(rng: Random, num_turns: int = 4) -> Drawer:
+def pair_drawer(rng: Random, num_turns: int = 2) -> Drawer:
     sizes = (scenes.scene_size(rng, (2, 2, 3, 4)), scenes.scene_size(rng, (2, 2, 3, 4)))
     return lambda rng: scenes.pair(rng, sizes, num_turns)
 

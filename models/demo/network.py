@@ -6,6 +6,7 @@ no mask is needed. `tests` compare it with transformers; what is served is trans
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -28,7 +29,7 @@ class Shape:
     num_heads: int = 6
     num_kv_heads: int = 2
     intermediate: int = 512
-    rope_theta: float = 20.0
+    rope_theta: float = 4.0
     mrope_section: tuple[int, ...] = (4, 6, 6)
     rms_eps: float = 1e-6
     vision_depth: int = 5
@@ -212,7 +213,7 @@ class Language(nn.Module):
             self.rotary(positions[:, :1, :num_shared]),
             self.rotary(positions[:, :, num_shared:]),
         )
-        for layer in self.layers:
+        for layer in cast("list[Layer]", list(self.layers)):
             start, before = layer.attend(start, start_rotary)
             rest, _ = layer.attend(rest, rest_rotary, before)
             if layer is self.layers[-1]:

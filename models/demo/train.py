@@ -34,8 +34,23 @@ from models.demo.vocabulary import build_tokenizer
 FOLDER = Path(__file__).parent
 STATE = FOLDER / ".train" / "state.pt"
 SEED = 7
-TOWER_MIX = {"shapes": 8.0, "videos": 4.0, "digits": 2.0, "strips": 6.0, "cards": 5.0}
-MIX = {"shapes": 4.0, "pairs": 1.5, "videos": 2.0, "digits": 0.5, "strips": 5.0, "cards": 5.0, "text": 0.3}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is learnt until a share of the budget is spent: how often each skill is drawn, and by which half."""
+
+    until: float
+    mix: dict[str, float]
+    with_language: bool = True
+
+
+PHASES = (
+    Phase(0.11, {"shapes": 8.0, "videos": 4.0, "digits": 2.0, "strips": 6.0, "cards": 5.0}, with_language=False),
+    Phase(0.31, {"shapes": 4.0, "pairs": 1.5, "videos": 2.0, "digits": 0.5, "strips": 5.0, "cards": 5.0, "text": 0.3}),
+    Phase(1.00, {"shapes": 6.0, "pairs": 3.0, "videos": 2.0, "digits": 1.5, "strips": 2.0, "cards": 6.0, "text": 0.3}),
+)
+"""Seeing before speaking, and short strips before cards: started all at once, reading does not begin."""
 BATCHES_PER_STEP = 6
 TOKENS_PER_BATCH = 200
 MUON_RATE = 0.02
@@ -48,10 +63,9 @@ AVERAGE_DECAY = 0.99
 
 @dataclass(frozen=True)
 class Budget:
-    """Minutes for all of the training, for the tower alone, and between two evaluations."""
+    """Minutes for all of the training, and between two evaluations."""
 
     minutes: float
-    tower_minutes: float
     evaluate_minutes: float
 
 
@@ -93,12 +107,12 @@ class Trainer:
 
     def take_step(self) -> None:
         """Share this step's batches between the processes, add up their gradients, update."""
-        with_language = self.seconds >= self.budget.tower_minutes * 60
+        phase = self.phase()
         last = (self.step + 1) * BATCHES_PER_STEP
         while (number := self.claim(last)) is not None:
             rng = seeded(f"training {SEED} {number}")
-            examples = draw_batch(rng, MIX if with_language else TOWER_MIX, TOKENS_PER_BATCH)
-            loss = self.learner(examples, rng, with_language)
+            examples = draw_batch(rng, phase.mix, TOKENS_PER_BATCH)
+            loss = self.learner(examples, rng, phase.with_language)
             self.losses[examples[0].skill].append(loss.item())
             (loss / BATCHES_PER_STEP).backward()
         share([gradient_of(tensor) for tensor in self.parameters])
@@ -122,10 +136,17 @@ class Trainer:
             self.next_batch.value = number + 1
             return number
 
+    def spent(self) -> float:
+        """The share of the budget that is behind us."""
+        return min(1.0, self.seconds / (self.budget.minutes * 60))
+
+    def phase(self) -> Phase:
+        """What is being learnt now."""
+        return next(phase for phase in PHASES if self.spent() <= phase.until)
+
     def rate(self) -> float:
         """Warm up, hold, and fall to zero at the end of the budget."""
-        left = 1 - self.seconds / (self.budget.minutes * 60)
-        return min(1.0, (self.step + 1) / WARMUP_STEPS, max(left, 0.0) / DECAY_SHARE)
+        return min(1.0, (self.step + 1) / WARMUP_STEPS, (1 - self.spent()) / DECAY_SHARE)
 
     def report(self) -> None:
         """Measure the averaged weights on held-out cases, save the state, export what is measured."""
@@ -137,7 +158,7 @@ class Trainer:
             print("  held out", *(f"{skill} {accuracy:.3f}" for skill, accuracy in accuracies.items()), flush=True)
             print("  loss", *(f"{skill} {fmean(losses):.3f}" for skill, losses in self.losses.items()), flush=True)
             self.losses.clear()
-            if self.seconds >= self.budget.tower_minutes * 60:
+            if self.phase().with_language:
                 export(self.network, self.tokenizer, FOLDER)
             self.swap_average()
         dist.barrier()
@@ -206,11 +227,10 @@ def main() -> None:
     """Parse the budget and start one process for each core."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--minutes", type=float, default=150)
-    parser.add_argument("--tower-minutes", type=float, default=15)
     parser.add_argument("--evaluate-minutes", type=float, default=5)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    budget = Budget(arguments.minutes, arguments.tower_minutes, arguments.evaluate_minutes)
+    budget = Budget(arguments.minutes, arguments.evaluate_minutes)
     next_batch = torch.multiprocessing.get_context("spawn").Value("q", 0)
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = str(Path(folder) / "meeting")

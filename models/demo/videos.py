@@ -34,7 +34,7 @@ def moving_path(direction: str, size: Size, radius: float, count: int, rng: Rand
     return points if axis == 0 else [(y, x) for x, y in points]
 
 
-def motion(rng: Random, size: Size, num_frames: int, num_turns: int = 3) -> Example:
+def motion(rng: Random, size: Size, num_frames: int, num_turns: int = 2) -> Example:
     """One shape moves in one of four directions."""
     direction, thing = rng.choice(DIRECTIONS), random_thing(rng)
     radius = rng.uniform(0.16, 0.24) * min(size)
@@ -57,7 +57,7 @@ def motion(rng: Random, size: Size, num_frames: int, num_turns: int = 3) -> Exam
     return Example("videos", (stack(frames, direction),), tuple(rng.sample(turns, len(turns))[:num_turns]))
 
 
-def events(rng: Random, size: Size, num_frames: int, num_turns: int = 3) -> Example:
+def events(rng: Random, size: Size, num_frames: int, num_turns: int = 2) -> Example:
     """A shape appears, then another one; the first stays or goes."""
     first = random_thing(rng)
     second = random_thing(rng)
@@ -89,6 +89,6 @@ def ask_events(first: Thing, second: Thing, rng: Random, num_turns: int) -> tupl
     return tuple(rng.sample(turns, len(turns))[:num_turns])
 
 
-def video(rng: Random, size: Size, num_frames: int, num_turns: int = 3) -> Example:
+def video(rng: Random, size: Size, num_frames: int, num_turns: int = 2) -> Example:
     """Half of the clips move, half tell two events."""
     return (motion if rng.random() < 0.5 else events)(rng, size, num_frames, num_turns)

@@ -19,7 +19,7 @@ class RowsFormat:
     num_slices: int
     slice_rows: int
     width: int
-    dtype: str  # what the decoder computes in; chunks are in it, slices are converted to it
+    dtype: str  # what the decoder computes in; slices and chunks are converted to it
 
     @property
     def num_rows(self) -> int:
@@ -42,15 +42,19 @@ def rows_from_slices(slices: Sequence[Slice | None], form: RowsFormat) -> torch.
 
 
 class ChunkAssembler:
-    """Collects one item's chunks, which must come in order and without gaps, in the decoder's own dtype."""
+    """Collects one item's chunks of values of `dtype`, which must come in order and without gaps."""
 
-    def __init__(self, form: RowsFormat) -> None:
-        self._form = form
-        self._num_bytes = form.num_rows * form.width * DTYPE_BYTES[form.dtype]
+    def __init__(self, form: RowsFormat, dtype: str) -> None:
+        if dtype not in DTYPE_BYTES:
+            raise refused("chunk.dtype", f"must be one of {', '.join(DTYPE_BYTES)}", "UNSUPPORTED")
+        self._form, self._dtype = form, dtype
+        self._num_bytes = form.num_rows * form.width * DTYPE_BYTES[dtype]
         self._data = bytearray()
 
     def add(self, chunk: embedding_pb2.EmbeddingChunk) -> torch.Tensor | None:
         """The item's rows [num_rows, width] once the last chunk is here. InvalidRequest if it does not fit."""
+        if chunk.dtype != self._dtype:
+            raise refused("chunk.dtype", f"is {chunk.dtype!r}, but the item began with {self._dtype!r}", "CONFLICT")
         if chunk.byte_offset != len(self._data):
             raise refused(
                 "chunk.byte_offset", f"is {chunk.byte_offset}, but {len(self._data)} comes next", "OUT_OF_ORDER"
@@ -63,9 +67,9 @@ class ChunkAssembler:
         return self._rows() if len(self._data) == self._num_bytes else None
 
     def _rows(self) -> torch.Tensor:
-        if not is_finite(memoryview(self._data), self._form.dtype):
+        if not is_finite(memoryview(self._data), self._dtype):
             raise refused("chunk.data", "contains NaN or infinity", "NOT_FINITE")
-        return _tensor(self._data, self._form.dtype, self._form.width)
+        return _tensor(self._data, self._dtype, self._form.width).to(TORCH_DTYPES[self._form.dtype])
 
 
 def refused(field: str, description: str, reason: str) -> InvalidRequest:

@@ -54,7 +54,7 @@ class EmbeddingIntake:
     def _collect(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
         index = self._check(chunk.media_index, "chunk")
         if index not in self._assemblers:
-            self._assemblers[index] = ChunkAssembler(self._forms[index])
+            self._assemblers[index] = ChunkAssembler(self._forms[index], chunk.dtype)
         rows = self._assemblers[index].add(chunk)
         if rows is not None:
             del self._assemblers[index]

@@ -1,8 +1,10 @@
 """Paged memory for keys and values: blocks shared by reference count, and kept for reuse until the room is needed."""
 
+import math
 from collections import OrderedDict, deque
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from services.common.checkpoint import TextConfig
@@ -103,7 +105,7 @@ class KVCache:
     ) -> None:
         heads = (config.num_key_value_heads, config.head_dim)
         shape = (config.num_hidden_layers, 2, num_blocks + 1, block_size, *heads)
-        self.memory = torch.zeros(shape, dtype=dtype, device=device)
+        self.memory = _zeros(shape, dtype, device)
         self.block_size = block_size
         self.padding_block = num_blocks
 
@@ -114,3 +116,11 @@ class KVCache:
     def clear(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks with zeros."""
         self.memory[:, :, list(blocks)] = 0
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros. On the CPU the system gives the pages out as they are written; torch.zeros would touch them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(memory).view(dtype).view(shape)

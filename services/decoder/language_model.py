@@ -6,13 +6,12 @@ The network is `Qwen2VLTextModel` of transformers with its linears fused; result
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import linear, silu
+from torch.nn.functional import silu
 
 from services.common.checkpoint import TextConfig
 from services.decoder.attention import AttentionPlan
 from services.decoder.kv_cache import KVCache
-
-MAX_TRANSPOSED_ROWS = 64  # above, `linear` is the faster one; measured by benchmarks, see docs/performance.md
+from services.decoder.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,22 +19,21 @@ class LayerWeights:
     """One decoder layer. `qkv` stacks queries, keys and values; `gate_up` stacks gate and up."""
 
     input_norm: torch.Tensor  # [hidden]
-    qkv: torch.Tensor  # [(heads + 2 * kv_heads) * head_dim, hidden]
-    qkv_bias: torch.Tensor
-    output: torch.Tensor  # [hidden, heads * head_dim]
+    qkv: Linear  # hidden -> (heads + 2 * kv_heads) * head_dim
+    output: Linear  # heads * head_dim -> hidden
     post_norm: torch.Tensor  # [hidden]
-    gate_up: torch.Tensor  # [2 * intermediate, hidden]
-    down: torch.Tensor  # [hidden, intermediate]
+    gate_up: Linear  # hidden -> 2 * intermediate
+    down: Linear  # intermediate -> hidden
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """All of the language model; `head` is `embedding` when the checkpoint ties them."""
+    """All of the language model. The embedding keeps its stored dtype; rows are converted as they are used."""
 
     embedding: torch.Tensor  # [vocab, hidden]
     layers: tuple[LayerWeights, ...]
     norm: torch.Tensor  # [hidden]
-    head: torch.Tensor  # [vocab, hidden]
+    head: Linear  # hidden -> vocab
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class LanguageModel:
     def __init__(self, config: TextConfig, weights: ModelWeights) -> None:
         self.config = config
         self.weights = weights
-        self.dtype, self.device = weights.embedding.dtype, weights.embedding.device
+        self.dtype, self.device = weights.norm.dtype, weights.norm.device
         self._inverse_frequency, self._axis = _rotary_tables(config, self.device)
 
     @torch.inference_mode()
@@ -78,10 +76,10 @@ class LanguageModel:
             )
             hidden = hidden + _mlp(layer, self._norm(hidden, layer.post_norm))
         hidden = self._norm(hidden[step.sampled_rows], self.weights.norm)
-        return project(hidden, self.weights.head).float()
+        return self.weights.head(hidden).float()
 
     def _embed(self, step: StepInput) -> torch.Tensor:
-        hidden = self.weights.embedding[step.token_ids]
+        hidden = self.weights.embedding[step.token_ids].to(self.dtype)
         for media in step.media:
             hidden[media.first : media.first + len(media.rows)] = media.rows
         return hidden
@@ -108,26 +106,18 @@ class LanguageModel:
     ) -> torch.Tensor:
         config = self.config
         num_rotated = config.num_attention_heads + config.num_key_value_heads
-        heads = project(hidden, layer.qkv, layer.qkv_bias).view(len(hidden), -1, config.head_dim)
+        heads = layer.qkv(hidden).view(len(hidden), -1, config.head_dim)
         rotated = _rotate(heads[:, :num_rotated], *rotation)
         queries, keys = torch.split(rotated, [config.num_attention_heads, config.num_key_value_heads], dim=1)
         slots = memory.flatten(1, 2)
         slots[0].index_copy_(0, step.slots, keys)
         slots[1].index_copy_(0, step.slots, heads[:, num_rotated:])
-        return project(step.attention.attend(queries, memory).flatten(1), layer.output)
-
-
-def project(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """`rows @ weight.T + bias`, in the cheaper of two layouts: MKL packs the larger operand of few fp32 rows slowly."""
-    if 1 < len(rows) <= MAX_TRANSPOSED_ROWS and weight.dtype == torch.float32 and weight.device.type == "cpu":
-        product = (weight @ rows.T).T.contiguous()
-        return product if bias is None else product.add_(bias)
-    return linear(rows, weight, bias)
+        return layer.output(step.attention.attend(queries, memory).flatten(1))
 
 
 def _mlp(layer: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
-    gate, up = project(hidden, layer.gate_up).chunk(2, dim=-1)
-    return project(silu(gate).mul_(up), layer.down)
+    gate, up = layer.gate_up(hidden).chunk(2, dim=-1)
+    return layer.down(silu(gate).mul_(up))
 
 
 def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from services.decoder import flash_attention
 from services.decoder.attention import AttentionPlan, GatheredAttention
+from services.decoder.flash_attention import PagedFlashAttention
 from services.decoder.kv_cache import KVCache
 from services.decoder.language_model import LanguageModel, MediaRows, StepInput
 from services.decoder.scheduler import Chunk
@@ -18,6 +20,7 @@ class ModelRunner:
     def __init__(self, model: LanguageModel, cache: KVCache) -> None:
         self.model = model
         self.cache = cache
+        self._has_flash_attention = flash_attention.is_available(model.device, model.dtype, cache.block_size)
 
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Logits [sampled, vocab] in fp32: a row for each chunk that `is_last`, in their order."""
@@ -39,6 +42,13 @@ class ModelRunner:
         )
 
     def _attention(self, chunks: Sequence[Chunk]) -> AttentionPlan:
+        if self._has_flash_attention:
+            return PagedFlashAttention(
+                chunks,
+                block_size=self.cache.block_size,
+                padding_block=self.cache.padding_block,
+                device=self.model.device,
+            )
         return GatheredAttention(
             chunks,
             block_size=self.cache.block_size,

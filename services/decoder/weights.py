@@ -3,8 +3,9 @@
 import torch
 from safetensors import safe_open
 
-from services.common.checkpoint import Checkpoint, CheckpointError, canonical_name
+from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
+from services.decoder.linear import Linear, make_linear
 
 ACTIVATIONS = {"silu", "swish"}
 
@@ -27,18 +28,29 @@ class _TensorReader:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
-    def read(self, names: list[str], columns: int | None) -> torch.Tensor:
-        """Stack tensors along their first axis. `columns` is the second axis' size, None for vectors."""
-        parts = [self._get(name) for name in names]
+    def linear(self, names: list[str], num_columns: int, *, has_bias: bool = False) -> Linear:
+        """One linear layer out of several with the same input, stacked."""
+        weight = self.stacked([f"{name}.weight" for name in names], (num_columns,))
+        bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
+        return make_linear(weight, bias)
+
+    def vector(self, name: str) -> torch.Tensor:
+        """A vector in the model's dtype."""
+        return self.stacked([name], ())
+
+    def stacked(self, names: list[str], row_shape: tuple[int, ...]) -> torch.Tensor:
+        """Tensors one below the other, in the model's dtype. Their rows must have `row_shape`."""
+        parts = [self.stored(name) for name in names]
         for name, part in zip(names, parts, strict=True):
-            if part.dim() != (1 if columns is None else 2) or (columns is not None and part.shape[1] != columns):
+            if part.shape[1:] != row_shape:
                 raise CheckpointError(f"{self._path}: {name} has the unexpected shape {tuple(part.shape)}")
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        shape = (sum(len(part) for part in parts), *row_shape)
         stacked = torch.empty(shape, dtype=self._dtype, device=self._device)
         torch._foreach_copy_(list(torch.split(stacked, [len(part) for part in parts])), parts)
         return stacked
 
-    def _get(self, name: str) -> torch.Tensor:
+    def stored(self, name: str) -> torch.Tensor:
+        """A tensor as it is stored."""
         if name not in self._places:
             raise CheckpointError(f"{self._path}: the tensor {name} is missing")
         stored_name, file = self._places[name]
@@ -46,30 +58,37 @@ class _TensorReader:
             tensor: torch.Tensor = tensors.get_tensor(stored_name)
         return tensor
 
+    def embedding(self, name: str, num_columns: int) -> torch.Tensor:
+        """A copy in the stored dtype: the file may change later."""
+        tensor = self.stored(name)
+        if tensor.dim() != 2 or tensor.shape[1] != num_columns:
+            raise CheckpointError(f"{self._path}: {name} has the unexpected shape {tuple(tensor.shape)}")
+        return tensor.to(self._device, copy=True)
+
 
 def _read_weights(reader: _TensorReader, checkpoint: Checkpoint) -> ModelWeights:
-    config = checkpoint.text
-    embedding = reader.read(["language.embed_tokens.weight"], config.hidden_size)
-    if embedding.shape[0] != config.vocab_size:
+    config, name = checkpoint.text, "language.embed_tokens"
+    embedding = reader.embedding(f"{name}.weight", config.hidden_size)
+    if len(embedding) != config.vocab_size:
         raise CheckpointError(f"{checkpoint.path}: {len(embedding)} embeddings for {config.vocab_size} tokens")
     tied = config.tie_word_embeddings or "lm_head.weight" not in reader
     return ModelWeights(
         embedding=embedding,
-        layers=tuple(_read_layer(reader, checkpoint, index) for index in range(config.num_hidden_layers)),
-        norm=reader.read(["language.norm.weight"], None),
-        head=embedding if tied else reader.read(["lm_head.weight"], config.hidden_size),
+        layers=tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers)),
+        norm=reader.vector("language.norm.weight"),
+        head=reader.linear([name if tied else "lm_head"], config.hidden_size),
     )
 
 
-def _read_layer(reader: _TensorReader, checkpoint: Checkpoint, index: int) -> LayerWeights:
-    config, prefix = checkpoint.text, f"language.layers.{index}."
-    attention = [f"{prefix}self_attn.{part}_proj" for part in ("q", "k", "v")]
+def _read_layer(reader: _TensorReader, config: TextConfig, index: int) -> LayerWeights:
+    prefix = f"language.layers.{index}."
+    attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+    qkv = [f"{attention}{part}_proj" for part in ("q", "k", "v")]
     return LayerWeights(
-        input_norm=reader.read([f"{prefix}input_layernorm.weight"], None),
-        qkv=reader.read([f"{name}.weight" for name in attention], config.hidden_size),
-        qkv_bias=reader.read([f"{name}.bias" for name in attention], None),
-        output=reader.read([f"{prefix}self_attn.o_proj.weight"], config.num_attention_heads * config.head_dim),
-        post_norm=reader.read([f"{prefix}post_attention_layernorm.weight"], None),
-        gate_up=reader.read([f"{prefix}mlp.gate_proj.weight", f"{prefix}mlp.up_proj.weight"], config.hidden_size),
-        down=reader.read([f"{prefix}mlp.down_proj.weight"], config.intermediate_size),
+        input_norm=reader.vector(f"{prefix}input_layernorm.weight"),
+        qkv=reader.linear(qkv, config.hidden_size, has_bias=True),
+        output=reader.linear([f"{attention}o_proj"], config.num_attention_heads * config.head_dim),
+        post_norm=reader.vector(f"{prefix}post_attention_layernorm.weight"),
+        gate_up=reader.linear([f"{mlp}gate_proj", f"{mlp}up_proj"], config.hidden_size),
+        down=reader.linear([f"{mlp}down_proj"], config.intermediate_size),
     )

@@ -84,7 +84,7 @@ def chunks(encoded: Sequence[EncodedSlice]) -> Iterator[embedding_pb2.EmbeddingC
         data = part.rows.data
         for start in range(0, len(data), MAX_CHUNK_BYTES):
             piece = bytes(data[start : start + MAX_CHUNK_BYTES])
-            yield embedding_pb2.EmbeddingChunk(byte_offset=offset, data=piece)
+            yield embedding_pb2.EmbeddingChunk(byte_offset=offset, data=piece, dtype=part.rows.dtype)
             offset += len(piece)
 
 

@@ -14,9 +14,10 @@ from transformers import Qwen2VLForConditionalGeneration
 from services.common import mrope
 from services.common.checkpoint import Checkpoint
 from services.common.mrope import Span
-from services.decoder.assemble import build_engine
+from services.decoder.assemble import EngineParts, build_engine
 from services.decoder.engine import Engine
 from services.decoder.kv_cache import BlockPool
+from services.decoder.language_model import LanguageModel
 from services.decoder.prefix_cache import root_hash
 from services.decoder.sequence import Event, Failed, Finished, MediaItem, Request, SamplingParams, Token
 from services.decoder.settings import DecoderSettings
@@ -128,11 +129,15 @@ class Harness:
     """An engine with the settings of a test."""
 
     def __init__(self, model: Model, **settings: Any) -> None:
+        self.model = model
         chosen = {"kv_cache_tokens": 4096, "max_step_tokens": 64, "block_size": 8, **settings}
         self.settings = DecoderSettings(model=str(model.path), **chosen)
-        self.model = model
-        self.parts = build_engine(self.settings, model.checkpoint, model.language_model)
+        self.parts = self.build(model.language_model)
         self.engine: Engine = self.parts.engine
+
+    def build(self, language_model: LanguageModel) -> EngineParts:
+        """An engine with these settings around a model."""
+        return build_engine(self.settings, self.model.checkpoint, language_model)
 
     @property
     def pool(self) -> BlockPool:

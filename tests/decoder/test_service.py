@@ -93,12 +93,14 @@ def prompt(case: Case, **options: Any) -> Message:
     )
 
 
-def chunks(case: Case, index: int, size: int = 1 << 20) -> list[Message]:
+def chunks(case: Case, index: int, size: int = 1 << 20, dtype: torch.dtype = torch.float32) -> list[Message]:
     """An item's rows as chunk messages."""
-    data = case.rows[index].numpy().tobytes()
+    data = case.rows[index].to(dtype).view(torch.uint8).numpy().tobytes()
+    name = str(dtype).removeprefix("torch.")
+    pieces = ((at, data[at : at + size]) for at in range(0, len(data), size))
     return [
-        Message(chunk=embedding_pb2.EmbeddingChunk(media_index=index, byte_offset=at, data=data[at : at + size]))
-        for at in range(0, len(data), size)
+        Message(chunk=embedding_pb2.EmbeddingChunk(media_index=index, byte_offset=at, data=piece, dtype=name))
+        for at, piece in pieces
     ]
 
 
@@ -158,6 +160,14 @@ async def test_text(service: Service) -> None:
 async def test_chunks_in_any_order_of_items(service: Service, mixed: Case, size: int) -> None:
     """Embeddings sent in chunks, the second item first."""
     tokens, _ = await service.generate(prompt(mixed), *chunks(mixed, 1, size), *chunks(mixed, 0, size))
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_chunks_of_another_dtype_are_converted(service: Service, mixed: Case) -> None:
+    """An encoder may compute in bfloat16 while the decoder computes in float32."""
+    sent = [chunk for index in (0, 1) for chunk in chunks(mixed, index, 1000, torch.bfloat16)]
+    mixed.rows = [rows.to(torch.bfloat16).float() for rows in mixed.rows]
+    tokens, _ = await service.generate(prompt(mixed), *sent)
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
@@ -292,6 +302,7 @@ async def test_wrong_embeddings_are_refused(service: Service, gqa_model: Model) 
         "chunk.byte_offset": spoiled(case, 0, byte_offset=4),
         "chunk.data": spoiled(case, 0, data=data + b"1234"),
         "chunk.data ": spoiled(case, 0, data=nan),
+        "chunk.dtype": spoiled(case, 0, dtype="float64"),
         "chunk.media_index": spoiled(case, 0, media_index=1),
         "chunk.media_index ": chunks(case, 0) + chunks(case, 0),
         "prompt": [prompt(case)],

@@ -8,12 +8,16 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from gateway.prompt import PromptBuilder
 from gateway.rooms import open_prompts
 from services.common.checkpoint import Checkpoint
 from tests.gateway.fakes import Stage, staged
+
+settings.register_profile("gateway", deadline=None)  # the machine may be busy
+settings.load_profile("gateway")
 
 
 @pytest.fixture(scope="session")

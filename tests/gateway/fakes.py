@@ -82,7 +82,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
             if self.num_failures and start >= (self.fail_after or 0):
                 self.num_failures -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-            chunk = embedding_pb2.EmbeddingChunk(byte_offset=start, data=rows[start : start + CHUNK])
+            chunk = embedding_pb2.EmbeddingChunk(byte_offset=start, data=rows[start : start + CHUNK], dtype="float32")
             yield encoder_service_pb2.EncodeResponse(chunk=chunk)
 
     async def GetEncoderCapabilities(self, _request: Any, _context: Context) -> Any:
@@ -123,6 +123,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     with_logprobs: bool = False
     digest: str = ""
     endless: bool = False
+    has_prompt: bool = False
     prompts: list[decoder_service_pb2.Prompt] = field(default_factory=list)
     references: dict[int, list[bytes]] = field(default_factory=dict)
     rows: dict[int, bytes] = field(default_factory=dict)
@@ -139,15 +140,13 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     async def _answer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         prompt = (await anext(requests)).prompt
         self.prompts.append(prompt)
-        self.rows, self.references = {}, {}
+        if prompt.media:
+            self.rows, self.references = {}, {}
         if self.num_failures and self.fail_after_tokens is None:
             self.num_failures -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-        while not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
-            if (request := await anext(requests, None)) is None:
-                await asyncio.Event().wait()  # the gateway is leaving: the cancellation is on its way
-            async for response in self._take(request):
-                yield response
+        async for response in self._embeddings(prompt, requests):
+            yield response
         num_sent = 0
         for step in range(max(map(len, self.scripts))):
             for index, script in enumerate(self.scripts):
@@ -162,6 +161,13 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
         ends = [End(reason=self.end_reason, stop_token_id=eos, num_tokens=len(script) + 1) for script in self.scripts]
         finished = decoder_service_pb2.GenerateFinished(ends=ends, num_cached_tokens=3, queue_ms=1.5)
         yield decoder_service_pb2.GenerateResponse(finished=finished)
+
+    async def _embeddings(self, prompt: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        while not self.has_prompt and not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
+            if (request := await anext(requests, None)) is None:
+                await asyncio.Event().wait()  # the gateway is leaving: the cancellation is on its way
+            async for response in self._take(request):
+                yield response
 
     async def _take(self, request: Any) -> AsyncIterator[Any]:
         if request.WhichOneof("message") == "chunk":

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import grpc
@@ -12,18 +11,19 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.harness import wait_until
 
-IMPORT = (
-    "import sys, gateway.__main__; print([m for m in ('torch', 'transformers', 'redis.cluster') if m in sys.modules])"
-)
+IMPORT = """
+import sys, time
+import gateway.__main__
+print(time.process_time(), *(name for name in ("torch", "transformers") if name in sys.modules))
+"""
 
 
 def test_no_torch_in_the_gateway() -> None:
-    """Importing the gateway brings neither torch nor transformers, and takes no longer than a few seconds."""
-    started = time.monotonic()
+    """Importing the gateway brings neither torch nor transformers, and takes little time of a processor."""
     done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True, timeout=60)
-    assert "torch" not in done.stdout
-    assert "transformers" not in done.stdout
-    assert time.monotonic() - started < 10  # about a second alone; the machine may be busy
+    seconds, *heavy = done.stdout.split()
+    assert not heavy
+    assert float(seconds) < 4  # about one on an idle machine
 
 
 def test_wrong_settings_are_named() -> None:

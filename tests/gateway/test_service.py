@@ -483,3 +483,24 @@ async def test_without_redis_everything_still_answers(model: Checkpoint, prompts
         first = await chat(stage, says(content.Image(data=png)))
         again = await chat(stage, says(content.Image(digest=first.started.media[0].digest)))
         assert again.choices[0].text == "ok"
+
+
+async def test_a_decoder_that_needs_no_embeddings_is_not_held_up(
+    stage: Stage, prompts: PromptBuilder, png: bytes
+) -> None:
+    """A decoder that has the prompt from before answers at once; the encode that it does not need is cancelled."""
+    stage.encoder.gate.clear()
+    stage.decoder.scripts, stage.decoder.has_prompt = [script(prompts, "known")], True
+    response = await chat(stage, says(content.Image(data=png)))
+    assert response.choices[0].text == "known"
+
+
+async def test_slow_encodes_hold_up_only_their_own_request(stage: Stage, prompts: PromptBuilder, png: bytes) -> None:
+    """While one request waits for its picture, others are answered."""
+    stage.encoder.gate.clear()
+    stage.decoder.scripts = [script(prompts, "ok")]
+    waiting = asyncio.create_task(chat(stage, says(content.Image(data=png))))
+    await asyncio.wait_for(stage.encoder.started.wait(), 10)
+    assert (await chat(stage, says("?"))).choices[0].text == "ok"
+    stage.encoder.gate.set()
+    assert (await waiting).choices[0].text == "ok"

@@ -1,6 +1,6 @@
 """Running stacks for the system tests; each is started once."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,16 @@ import pytest
 from cli.stack import Stack
 from tests.exactness.reference import Reference
 from tests.harness import running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the ends of the logs of the stacks that it used."""
+    report = yield
+    if report.failed and isinstance(item, pytest.Function):
+        for stack in (value for value in item.funcargs.values() if isinstance(value, Stack)):
+            report.sections += [(f"log of the {name}", child.log_tail()) for name, child in stack.children.items()]
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class EmbeddingChunk(_message.Message):
-    __slots__ = ("media_index", "byte_offset", "data")
+    __slots__ = ("media_index", "byte_offset", "data", "dtype")
     MEDIA_INDEX_FIELD_NUMBER: _ClassVar[int]
     BYTE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
     media_index: int
     byte_offset: int
     data: bytes
-    def __init__(self, media_index: _Optional[int] = ..., byte_offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    dtype: str
+    def __init__(self, media_index: _Optional[int] = ..., byte_offset: _Optional[int] = ..., data: _Optional[bytes] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class EmbeddingReference(_message.Message):
     __slots__ = ("media_index", "slice_keys")

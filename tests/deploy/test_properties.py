@@ -1,0 +1,82 @@
+"""Every property holds of every render, and sees a manifest that breaks it."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.deploy import properties
+from tests.deploy.manifests import Render
+from tests.deploy.properties import PROPERTIES
+
+Property = Callable[[Render], Iterator[str]]
+
+POD = "spec/template/spec"
+CONTAINER = f"{POD}/containers/0"
+# A property, and the edit of one field (None takes it out) that it must see.
+BROKEN: list[tuple[Property, str, str, str, Any]] = [
+    (properties.follows_the_schemas, "Deployment", "gateway", f"{POD}/dnsPolicies", "ClusterFirst"),
+    (properties.follows_the_schemas, "Deployment", "gateway", "spec/replicas", "two"),
+    (properties.is_unprivileged, "Deployment", "gateway", f"{POD}/securityContext/runAsUser", 0),
+    (properties.is_unprivileged, "Deployment", "encoder", f"{POD}/securityContext/seccompProfile", None),
+    (properties.is_unprivileged, "Deployment", "redis", f"{CONTAINER}/securityContext/capabilities/drop", []),
+    (properties.is_unprivileged, "Deployment", "decoder", f"{POD}/hostNetwork", True),
+    (properties.writes_only_to_scratch, "Deployment", "redis", f"{CONTAINER}/securityContext", {}),
+    (properties.writes_only_to_scratch, "Deployment", "decoder", f"{CONTAINER}/volumeMounts/0/readOnly", False),
+    (properties.writes_only_to_scratch, "Deployment", "decoder", f"{CONTAINER}/volumeMounts/1", None),
+    (properties.has_no_api_token, "ServiceAccount", "gateway", "automountServiceAccountToken", True),
+    (properties.has_no_api_token, "Deployment", "gateway", f"{POD}/serviceAccountName", "default"),
+    (properties.denies_by_default, "NetworkPolicy", "default-deny", "spec/podSelector", {"matchLabels": {"a": "b"}}),
+    (properties.denies_by_default, "NetworkPolicy", "default-deny", "spec/egress", [{}]),
+    (properties.has_the_edges_of_the_journey, "NetworkPolicy", "redis", "spec/ingress/0/from", []),
+    (properties.has_the_edges_of_the_journey, "NetworkPolicy", "gateway", "spec/ingress/0/from/0/podSelector", {}),
+    (properties.has_the_edges_of_the_journey, "NetworkPolicy", "to-redis", "spec/egress/0/ports/0/port", 6380),
+    (properties.is_probed_over_grpc, "Deployment", "gateway", f"{CONTAINER}/readinessProbe/grpc/service", "ChatService"),
+    (properties.is_probed_over_grpc, "Deployment", "decoder", f"{CONTAINER}/livenessProbe/grpc/service", "cache"),
+    (properties.has_time_to_load, "Deployment", "encoder", f"{CONTAINER}/startupProbe/failureThreshold", 3),
+    (properties.has_time_to_load, "Deployment", "decoder", "spec/progressDeadlineSeconds", None),
+    (properties.lets_streams_finish, "Deployment", "gateway", f"{POD}/terminationGracePeriodSeconds", 610),
+    (properties.lets_streams_finish, "Deployment", "decoder", f"{CONTAINER}/lifecycle", None),
+    (properties.stops_while_it_loads, "Deployment", "encoder", f"{POD}/shareProcessNamespace", None),
+    (properties.sets_what_exists, "ConfigMap", "gateway", "data/DIPTYCH_GATEWAY_MAX_TURNS", "5"),
+    (properties.sets_what_exists, "ConfigMap", "decoder", "data/DIPTYCH_DECODER_BLOCK_SIZE", "many"),
+    (properties.sets_what_exists, "ConfigMap", "shared", "data/DIPTYCH_CACHE_URL", "memory://"),
+    (properties.listens_where_it_is_called, "Service", "decoder", "spec/clusterIP", "10.0.0.1"),
+    (properties.listens_where_it_is_called, "Service", "redis", "spec/selector", {"app.kubernetes.io/part-of": "diptych"}),
+    (properties.listens_where_it_is_called, "Service", "encoder", "spec/ports/0/port", 50052),
+    (properties.listens_where_it_is_called, "ConfigMap", "encoder", "data/DIPTYCH_ENCODER_LISTEN", "127.0.0.1:50051"),
+    (properties.listens_where_it_is_called, "ConfigMap", "gateway", "data/DIPTYCH_GATEWAY_ENCODER", "dns:///eyes:50051"),
+    (properties.survives_evictions, "PodDisruptionBudget", "redis", "spec/maxUnavailable", 0),
+    (properties.spreads_over_nodes, "Deployment", "decoder", f"{POD}/topologySpreadConstraints", []),
+    (properties.says_what_it_needs, "Deployment", "redis", f"{CONTAINER}/resources/limits/memory", "1Gi"),
+    (properties.says_what_it_needs, "Deployment", "gateway", f"{CONTAINER}/resources/requests/cpu", None),
+    (properties.says_what_it_needs, "ConfigMap", "decoder", "data/DIPTYCH_DECODER_KV_CACHE_BYTES", "0"),
+    (properties.says_what_it_needs, "Deployment", "encoder", f"{CONTAINER}/env/1", None),
+    (properties.keeps_the_secret, "Deployment", "gateway", f"{CONTAINER}/env", []),
+    (properties.keeps_the_secret, "ConfigMap", "shared", "data/DIPTYCH_CACHE_SECRET", "in the open"),
+    (properties.pins_its_images, "Deployment", "redis", f"{CONTAINER}/image", "valkey/valkey"),
+    (properties.pins_its_images, "Deployment", "encoder", f"{CONTAINER}/image", "diptych-encoder:0.0.9"),
+    (properties.mounts_the_model, "ConfigMap", "shared", "data/DIPTYCH_MODEL", "Qwen/Qwen2-VL-2B-Instruct"),
+    (properties.mounts_the_model, "Deployment", "gateway", f"{CONTAINER}/volumeMounts/0/mountPath", "/weights"),
+    (properties.names_what_exists, "PersistentVolumeClaim", "weights", "metadata/name", "scales"),
+    (properties.names_what_exists, "Deployment", "gateway", f"{CONTAINER}/envFrom/0/configMapRef/name", "shared"),
+    (properties.uses_gpus_wholly_or_not, "Deployment", "encoder", f"{CONTAINER}/image", "diptych-encoder:0.1.0-cuda"),
+    (properties.leaves_replicas_to_autoscalers, "Deployment", "redis", "spec/replicas", None),
+]
+
+
+@pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
+def test_of_every_overlay_and_combination(holds: Property, renders: list[Render]) -> None:
+    """A property holds of each overlay and of the base with each combination of components."""
+    assert [f"{render.name}: {problem}" for render in renders for problem in holds(render)] == []
+
+
+@pytest.mark.parametrize(("sees", "kind", "name", "path", "value"), BROKEN, ids=lambda v: getattr(v, "__name__", None))
+def test_a_broken_manifest_fails(sees: Property, kind: str, name: str, path: str, value: Any, base: Render) -> None:
+    """The base with one field changed does not pass."""
+    assert list(sees(base.edited(kind, name, path, value))) != []
+
+
+def test_every_property_has_a_broken_manifest() -> None:
+    """No property is one that nothing breaks."""
+    assert {sees for sees, *_ in BROKEN} == set(PROPERTIES)
