@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := gateway services cli models benchmarks tests protos/generate.py
 
-.PHONY: help demo test lint format protos bench exactness train-demo demo-eval clean
+.PHONY: help demo test manifests lint format protos bench exactness train-demo demo-eval clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,6 +15,9 @@ demo: $(VENV)/demo.stamp ## Starts everything with the small checkpoint, asks ab
 
 test: $(VENV)/dev.stamp ## Runs the tests
 	$(BIN)/pytest
+
+manifests: $(VENV)/dev.stamp ## Renders and checks everything in deploy/; needs kubectl
+	$(BIN)/pytest tests/deploy
 
 lint: $(VENV)/dev.stamp ## ruff, mypy and buf
 	$(BIN)/ruff check .
@@ -30,8 +33,8 @@ format: $(VENV)/dev.stamp ## Formats the code
 protos: $(VENV)/dev.stamp ## Writes the committed stubs
 	$(BIN)/python protos/generate.py
 
-bench: $(VENV)/dev.stamp ## Measures latency and throughput through the gateway
-	$(BIN)/python -m benchmarks.serve
+bench: $(VENV)/dev.stamp ## Measures speed beside its peers and writes docs/performance.md
+	$(BIN)/python -m benchmarks
 
 exactness: $(VENV)/dev.stamp ## Compares with transformers, token for token
 	$(BIN)/python -m tests.exactness

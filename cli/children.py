@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cli.attached import attached
 from services.common.server import READY_FILE_VARIABLE
 
 NUM_TAIL_LINES = 15
@@ -27,7 +28,7 @@ class Child:
         self.ready_file.unlink(missing_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(  # noqa: S603 (our own module)
-                [sys.executable, "-m", module],
+                attached([sys.executable, "-m", module]),
                 env={**os.environ, **environment, READY_FILE_VARIABLE: str(self.ready_file)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,

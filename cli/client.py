@@ -10,13 +10,24 @@ from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from grpc_status import rpc_status
+from pydantic import Field, SecretStr
 
 from cli.media import Media, Turn
 from services.common.channels import open_channel
 from services.common.errors import InvalidRequest, from_rpc_error
+from services.common.settings import load
+from services.common.tls import TlsSettings, channel_credentials
 
 MAX_INLINE_BYTES = 3 << 20  # what fits a message of gRPC's default 4 MiB beside the text
 UPLOAD_CHUNK_BYTES = 1 << 20
+
+
+class ClientSettings(TlsSettings):
+    """Who asks. From the environment alone: a flag can be read by every user of the machine."""
+
+    token: SecretStr = Field(
+        default=SecretStr(""), validation_alias="DIPTYCH_TOKEN", description="Bearer token for the gateway."
+    )
 
 
 def run_request(address: str, request: Callable[[ChatServiceStub], Awaitable[None]]) -> int:
@@ -39,9 +50,10 @@ async def with_gateway(address: str, request: Callable[[ChatServiceStub], Awaita
 
 
 @asynccontextmanager
-async def gateway(address: str) -> AsyncIterator[ChatServiceStub]:
-    """A stub for the gateway at `address`."""
-    channel = open_channel(address)
+async def gateway(address: str, settings: ClientSettings | None = None) -> AsyncIterator[ChatServiceStub]:
+    """A stub for the gateway at `address`; without `settings` the environment's."""
+    chosen = settings or load(ClientSettings)
+    channel = open_channel(address, channel_credentials(chosen), token=chosen.token.get_secret_value())
     try:
         yield ChatServiceStub(channel)
     finally:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from cli.attached import attached
+
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
 LOG_TAIL_BYTES = 2000
@@ -68,7 +70,11 @@ class LocalRedis:
         self._folder = tempfile.TemporaryDirectory(prefix="diptych-redis-")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 -- our own arguments
-                self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                attached(self._command()),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._answers():

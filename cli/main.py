@@ -92,6 +92,17 @@ def model(address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
 
 
 @app.command()
+def token(
+    name: Annotated[str, typer.Argument(help="The tenant: letters, digits, dots, dashes and underscores.")],
+    admin: Annotated[bool, typer.Option("--admin", help="A token that may administer, too.")] = False,
+) -> None:
+    """Make a bearer token: prints it, then its line for the gateway's DIPTYCH_GATEWAY_TOKENS_FILE."""
+    from cli import token as command
+
+    raise typer.Exit(command.run(name, admin=admin))
+
+
+@app.command()
 def up(
     model: Model,
     cache_url: Annotated[

@@ -11,7 +11,9 @@ from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import install_stop_signals, serve
 from services.common.settings import parse_command_line
+from services.common.tls import channel_credentials
 
+from .caller import guards_of
 from .rooms import Rooms
 from .service import ChatService
 from .settings import GatewaySettings
@@ -35,15 +37,19 @@ def main() -> None:
 async def run(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     stop = install_stop_signals(asyncio.get_running_loop())
+    guards, credentials = guards_of(settings), channel_credentials(settings)
     checkpoint = Checkpoint.open(settings.model)
-    async with open_channel(settings.encoder) as encoder, open_channel(settings.decoder) as decoder:
+    async with (
+        open_channel(settings.encoder, credentials) as encoder,
+        open_channel(settings.decoder, credentials) as decoder,
+    ):
         rooms = Rooms(settings, checkpoint, encoder, decoder)
 
         def register(server: grpc.aio.Server) -> None:
             chat_service_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(settings, rooms), server)
 
         try:
-            await serve(settings, register, [SERVICE_NAME], stop=stop)
+            await serve(settings, register, [SERVICE_NAME], stop=stop, guards=guards)
         finally:
             await rooms.close()
 

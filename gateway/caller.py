@@ -5,8 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health
+from grpc_reflection.v1alpha import reflection
+
+from services.common.identity import CertificateInterceptor, TokenFile, TokenInterceptor, current_identity
 
 from .deadline import Deadline
+from .settings import GatewaySettings
 
 DEADLINE_MARGIN_S = 0.05  # what remains for the gateway's own last words
 
@@ -24,9 +29,15 @@ def caller_of(context: "grpc.aio.ServicerContext[Any, Any]", longest_s: float) -
     """The caller behind an RPC; without a deadline of its own it gets `longest_s` seconds."""
     remaining = context.time_remaining()
     seconds = longest_s if remaining is None else min(remaining, longest_s)
-    return Caller(secrets.token_hex(16), tenant_of(context), Deadline.after(seconds - DEADLINE_MARGIN_S))
+    return Caller(secrets.token_hex(16), current_identity().tenant, Deadline.after(seconds - DEADLINE_MARGIN_S))
 
 
-def tenant_of(_context: "grpc.aio.ServicerContext[Any, Any]") -> str:
-    """The authenticated tenant; one for all until callers are authenticated."""
-    return "default"
+def guards_of(settings: GatewaySettings) -> list[grpc.aio.ServerInterceptor]:
+    """What finds out who calls: tokens, else certificates, else nothing, and all callers are one tenant.
+
+    Raises TokenFileError.
+    """
+    if settings.tokens_file is not None:
+        open_services = [health.SERVICE_NAME, *([reflection.SERVICE_NAME] if settings.allow_reflection else [])]
+        return [TokenInterceptor(TokenFile(settings.tokens_file), open_services)]
+    return [CertificateInterceptor()] if settings.tls_client_ca is not None else []

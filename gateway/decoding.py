@@ -12,7 +12,7 @@ from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grp
 from services.common.errors import ServiceUnavailable
 
 from .caller import Caller
-from .encoding import MAX_TRIES, EncodeJob, Encoding, Write
+from .encoding import MAX_TRIES, MISS, PARTIAL, EncodeJob, Encoding, Write
 from .remote import known_error
 
 Request = decoder_service_pb2.GenerateRequest
@@ -22,7 +22,8 @@ _Call = grpc.aio.StreamStreamCall[Request, Response]
 
 @dataclass(slots=True)
 class DecodeJob:
-    """One prompt and the media it waits for. `media_cache` and `encode_s` are filled in as embeddings are sent.
+    """One prompt and the media it waits for. `media_cache` and `encode_s` are filled in as embeddings are sent, `begun`
+    when the decoder starts on the prompt.
 
     `inline`: the decoder cannot read the shared cache, so rows travel in the stream.
     """
@@ -32,6 +33,7 @@ class DecodeJob:
     media: Sequence[EncodeJob]
     inline: bool
     encode_s: float = 0.0
+    begun: decoder_service_pb2.GenerateBegun = field(default_factory=decoder_service_pb2.GenerateBegun)
     media_cache: list[content_pb2.CacheResult] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -74,6 +76,9 @@ class Decoding:
             while (response := await feed.first_of(anext(responses, None))) is not None:
                 if response.WhichOneof("event") == "missing":
                     feed.start(response.missing.media_index, inline=True)
+                    continue
+                if response.WhichOneof("event") == "begun":
+                    job.begun = response.begun
                     continue
                 await feed.stop()  # tokens show that the decoder has all it needs
                 yield response
@@ -175,8 +180,10 @@ class _Feed:
             raise errors[0]
 
     async def _send(self, index: int, is_noted: asyncio.Event, *, inline: bool) -> None:
+        earlier = self._job.media_cache[index]  # of a send whose reference was lost: that encode counts
+
         def note(result: content_pb2.CacheResult) -> None:
-            self._job.media_cache[index] = result
+            self._job.media_cache[index] = earlier if earlier in (MISS, PARTIAL) else result
             is_noted.set()
 
         with suppress(CallOverError):  # the decoder's own status says more

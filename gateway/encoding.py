@@ -46,11 +46,11 @@ class Encoding:
         self._cache = cache
         self._flights = _Flights()
 
-    async def find(self, item: MediaItem, media_key: bytes, width: int) -> list[bytes] | None:
+    async def find(self, item: MediaItem, media_key: bytes, width: int, tenant: str) -> list[bytes] | None:
         """The slice keys of an item of which the shared cache has everything."""
         if not self._cache.shared:
             return None
-        manifest = await self._cache.get_manifest(media_key)
+        manifest = await self._cache.of(tenant).get_manifest(media_key)
         if manifest is None or (manifest.grid, manifest.width) != (item.plan.grid, width):
             return None
         keys = list(manifest.slice_keys)
@@ -68,7 +68,7 @@ class Encoding:
             await self._encode(job, write, note, inline=inline)
 
     async def _send_reference(self, job: EncodeJob, write: Write, note: Note) -> bool:
-        keys = await self.find(job.item, job.media_key, job.width)
+        keys = await self.find(job.item, job.media_key, job.width, job.caller.tenant)
         if keys is None:
             return False
         note(HIT)

@@ -51,7 +51,7 @@ async def _look_up(rooms: Rooms, span: Response.MediaSpan, item: MediaItem, enco
     key = rooms.media_key(item, encoder, caller)
     span.cache_key = key.hex()
     if rooms.cache.shared:
-        found = await rooms.encoding.find(item, key, encoder.width)
+        found = await rooms.encoding.find(item, key, encoder.width, caller.tenant)
         span.cached = content_pb2.CACHE_RESULT_MISS if found is None else content_pb2.CACHE_RESULT_HIT
 
 

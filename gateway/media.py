@@ -81,9 +81,9 @@ class MediaLoader:
         self._limits = limits
         self._defaults = defaults
 
-    async def load(self, conversation: content_pb2.Conversation, tenant_key: bytes) -> list[MediaItem]:
+    async def load(self, conversation: content_pb2.Conversation, tenant: str) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
-        budget = _Budget(tenant_key, self._limits.max_request_media_bytes)
+        budget = _Budget(tenant, self._limits.max_request_media_bytes)
         return await _gather(
             [
                 self._load_image(f"{path}.image", part.image, budget)
@@ -93,17 +93,17 @@ class MediaLoader:
             ]
         )
 
-    async def remember(self, items: Sequence[MediaItem], tenant_key: bytes) -> None:
+    async def remember(self, items: Sequence[MediaItem], tenant: str) -> None:
         """Keep every file, so that later requests can name it by its digest."""
         names = {digest: file for item in items for digest, file in zip(item.file_digests, item.files, strict=True)}
         await asyncio.gather(
-            *(self._store.put(tenant_key, f"sha256:{digest.hex()}", file) for digest, file in names.items())
+            *(self._store.put(tenant, f"sha256:{digest.hex()}", file) for digest, file in names.items())
         )
 
     async def _read(self, field: str, source: Source, kind: MediaKind, budget: "_Budget") -> bytes:
         async with budget.gate:
             budget.take(field, 0)
-            data = await self._sources.read(field, source, kind, budget.tenant_key)
+            data = await self._sources.read(field, source, kind, budget.tenant)
             budget.take(field, len(data))
             return data
 
@@ -167,7 +167,7 @@ class MediaLoader:
 class _Budget:
     """What one request's media may still take, and how many are read at once."""
 
-    tenant_key: bytes
+    tenant: str
     num_bytes: int
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_READS))
 

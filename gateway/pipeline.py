@@ -42,7 +42,7 @@ class Pipeline:
         """Steps 2, 3 and 6: what is wrong, the media and their plans, the ids. Needs no other service."""
         rooms = self._rooms
         require_valid(conversation, generation, rooms.limits, rooms.vocab_size)
-        items = await caller.deadline.bound(rooms.media.load(conversation, rooms.tenant_key(caller)))
+        items = await caller.deadline.bound(rooms.media.load(conversation, caller.tenant))
         turns = turns_of(conversation, items)
         prompt = await asyncio.to_thread(rooms.prompts.build, turns, add_vision_id=conversation.add_vision_id)
         return Prepared(items, prompt)
@@ -59,13 +59,11 @@ class Pipeline:
         yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
 
         answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
-        finished = None
         async with aclosing(rooms.decoding.generate(job)) as responses:
             async for response in responses:
                 watch.first("time_to_first_token_ms")
                 if response.WhichOneof("event") == "finished":
-                    finished = response.finished
-                    deltas = answer.finish(finished)
+                    deltas = answer.finish(response.finished)
                 else:
                     deltas = answer.add(response.tokens)
                 for delta in deltas:
@@ -73,7 +71,7 @@ class Pipeline:
                 if answer.is_over:
                     break  # a stop string ended the last choice: leaving cancels the decoder's work
         await remembering
-        yield rooms.reports.finished(prepared.prompt, answer, finished, job, watch)
+        yield rooms.reports.finished(prepared.prompt, answer, job, watch)
 
     async def _plan(
         self, prepared: Prepared, asked: generation_pb2.Generation, caller: Caller

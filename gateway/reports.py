@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from diptych.v1 import chat_service_pb2, decoder_service_pb2, generation_pb2
+from diptych.v1 import chat_service_pb2, generation_pb2
 
 from services.common.checkpoint import Checkpoint, ImageLimits
 
@@ -40,24 +40,15 @@ class Reports:
             generation=generation,
         )
 
-    def finished(
-        self,
-        prompt: Prompt,
-        answer: Answer,
-        finished: decoder_service_pb2.GenerateFinished | None,
-        job: DecodeJob,
-        watch: Stopwatch,
-    ) -> chat_service_pb2.Finished:
-        """How it ended. Without the decoder's `finished`, which a stop string cuts off, what only it knows is 0."""
+    def finished(self, prompt: Prompt, answer: Answer, job: DecodeJob, watch: Stopwatch) -> chat_service_pb2.Finished:
+        """How it ended."""
         usage = chat_service_pb2.Usage(
             num_prompt_tokens=len(prompt.token_ids),
             num_media_tokens=prompt.num_media_tokens,
             num_completion_tokens=answer.num_tokens,
-            num_cached_tokens=finished.num_cached_tokens if finished is not None else 0,
+            num_cached_tokens=job.begun.num_cached_tokens,
         )
-        timings = chat_service_pb2.Timings(
-            encode_ms=job.encode_s * 1000, queue_ms=finished.queue_ms if finished is not None else 0, **watch.laps
-        )
+        timings = chat_service_pb2.Timings(encode_ms=job.encode_s * 1000, queue_ms=job.begun.queue_ms, **watch.laps)
         return chat_service_pb2.Finished(choices=answer.ends, usage=usage, timings=timings, media_cache=job.media_cache)
 
     def count(self, items: Sequence[MediaItem], prompt: Prompt) -> chat_service_pb2.CountTokensResponse:

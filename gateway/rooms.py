@@ -48,7 +48,8 @@ class Rooms:
         self.merge_size = checkpoint.preprocessor.merge_size
         self.prompts = open_prompts(checkpoint)
         self.cache = _open_cache(settings)
-        self.store = MediaStore(self.cache, _local_cache(settings))
+        self._secret = settings.cache_secret.get_secret_value().encode()
+        self.store = MediaStore(self.cache, _local_cache(settings), self._secret)
         self.media = MediaLoader(
             Sources(_source_rules(settings), self.store), self.store, checkpoint.preprocessor, settings, settings
         )
@@ -65,7 +66,6 @@ class Rooms:
             Remembered("decoder", lambda: _ask_decoder(decoder_stub)),
         )
         self.reports = Reports(checkpoint, self.prompts, self.generation, self.capabilities)
-        self._secret = settings.cache_secret.get_secret_value().encode()
 
     def tenant_key(self, caller: Caller) -> bytes:
         """The key from which the tenant's cache keys are made."""
@@ -106,7 +106,7 @@ class Rooms:
 
     def remember(self, items: Sequence[MediaItem], caller: Caller) -> "asyncio.Task[None]":
         """Keep the request's media for later ones, beside its other work."""
-        return asyncio.create_task(self.media.remember(items, self.tenant_key(caller)))
+        return asyncio.create_task(self.media.remember(items, caller.tenant))
 
     def decoder_prompt(
         self,
@@ -151,7 +151,12 @@ def open_prompts(checkpoint: Checkpoint) -> PromptBuilder:
 
 
 def _open_cache(settings: GatewaySettings) -> EmbeddingCache:
-    return open_cache(settings.cache_url, ttl_s=settings.cache_ttl_s, max_bytes=settings.cache_max_bytes)
+    return open_cache(
+        settings.cache_url,
+        ttl_s=settings.cache_ttl_s,
+        max_bytes=settings.cache_max_bytes,
+        secrets=settings.cache_secrets,
+    )
 
 
 def _local_cache(settings: GatewaySettings) -> EmbeddingCache:

@@ -94,7 +94,7 @@ class ChatService(chat_service_pb2_grpc.ChatServiceServicer):
         caller = caller_of(context, self._settings.max_request_s)
         data = await caller.deadline.bound(self._receive(request_iterator))
         digest = "sha256:" + hashlib.sha256(data).hexdigest()
-        if not await self._rooms.store.put(self._rooms.tenant_key(caller), digest, data):
+        if not await self._rooms.store.put(caller.tenant, digest, data):
             raise DiptychError("the file could not be kept")
         return pb.UploadMediaResponse(digest=digest, num_bytes=len(data), ttl_seconds=self._settings.cache_ttl_s)
 

@@ -3,7 +3,7 @@
 import ipaddress
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, FilePath, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.server import ServerSettings
@@ -101,12 +101,30 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
     encoder: str = Field(description="Encoder: host:port, IP addresses with commas, or dns:///.")
     decoder: str = Field(description="Decoder: host:port, IP addresses with commas, or dns:///.")
     max_message_bytes: int = Field(default=64 * _MIB, ge=_MIB, description="Largest message that is accepted.")
+    tokens_file: FilePath | None = Field(
+        default=None, description="Who may call: lines of tenant, user or admin, and a token's SHA-256."
+    )
+    allow_reflection: bool = Field(
+        default=False,
+        validation_alias="DIPTYCH_ALLOW_REFLECTION",
+        description="Show the API to callers without a token, too.",
+    )
     greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
     max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")
     batch_concurrency: int = Field(default=16, gt=0, description="Conversations of one batch that run at once.")
     media_memory_bytes: int = Field(
         default=256 * _MIB, gt=0, description="Bytes of media kept here for want of a cache."
     )
+
+    @property
+    def knows_callers(self) -> bool:
+        """By token or by certificate."""
+        return self.tokens_file is not None or super().knows_callers
+
+    @property
+    def auth_variables(self) -> str:
+        """Either of the two."""
+        return f"DIPTYCH_GATEWAY_TOKENS_FILE or {super().auth_variables}"
 
     @field_validator("encoder", "decoder")
     @classmethod

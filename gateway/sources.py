@@ -42,11 +42,11 @@ class Sources:
         self._rules = rules
         self._store = store
 
-    async def read(self, field: str, source: Source, kind: MediaKind, tenant_key: bytes) -> bytes:
+    async def read(self, field: str, source: Source, kind: MediaKind, tenant: str) -> bytes:
         """The bytes of the item at `field`. Raises InvalidRequest, or MediaNotFound for an unknown digest."""
         which = source.WhichOneof("source")
         if which == "digest":
-            data = await self._store.get(tenant_key, source.digest)
+            data = await self._store.get(tenant, source.digest)
             if data is None:
                 raise MediaNotFound(f"{field}.digest")
         elif which == "uri":

@@ -101,9 +101,9 @@ class CheckpointSpec:
         return [half - 2 * side, side, side]
 
 
-# A tower that dwarfs its language model, and the reverse: who loads what shows in resident memory (about 200 MiB).
-LARGE_VISION = CheckpointSpec(vision_depth=16, vision_dim=512, vision_heads=8)
-LARGE_LANGUAGE = CheckpointSpec(hidden=512, layers=16, heads=8, intermediate=1536, tied=False)
+# A tower that dwarfs its language model, and the reverse: who loads what shows in resident memory (about 100 MiB).
+LARGE_VISION = CheckpointSpec(vision_depth=8, vision_dim=512, vision_heads=8)
+LARGE_LANGUAGE = CheckpointSpec(hidden=512, layers=8, heads=8, intermediate=1536, tied=False)
 
 
 def build_checkpoint(folder: Path, spec: CheckpointSpec = CheckpointSpec()) -> Path:

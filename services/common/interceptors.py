@@ -14,6 +14,7 @@ log = structlog.get_logger()
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Any], Any]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
@@ -30,9 +31,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
 
 def _guarded(handler: Handler, method: str) -> Handler:
     """The same handler with its exceptions translated."""
-    request_side = "stream" if handler.request_streaming else "unary"
-    response_side = "stream" if handler.response_streaming else "unary"
-    behaviour: Callable[[Any, Any], Any] = getattr(handler, f"{request_side}_{response_side}")
+    behaviour = behaviour_of(handler)
 
     async def answer(request: Any, context: Context) -> Any:
         try:
@@ -46,11 +45,26 @@ def _guarded(handler: Handler, method: str) -> Handler:
         except Exception as error:
             await _abort(error, context, method)
 
-    make: Callable[..., Handler] = getattr(grpc, f"{request_side}_{response_side}_rpc_method_handler")
+    return with_behaviour(handler, stream if handler.response_streaming else answer)
+
+
+def behaviour_of(handler: Handler) -> Behaviour:
+    """The function behind a handler of any shape."""
+    behaviour: Behaviour = getattr(handler, _shape(handler))
+    return behaviour
+
+
+def with_behaviour(handler: Handler, behaviour: Behaviour) -> Handler:
+    """A handler of the same shape and messages around another function."""
+    make: Callable[..., Handler] = getattr(grpc, f"{_shape(handler)}_rpc_method_handler")
     return make(
-        stream if handler.response_streaming else answer,
-        request_deserializer=handler.request_deserializer,
-        response_serializer=handler.response_serializer,
+        behaviour, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+    )
+
+
+def _shape(handler: Handler) -> str:
+    return "_".join(
+        "stream" if streams else "unary" for streams in (handler.request_streaming, handler.response_streaming)
     )
 
 

@@ -2,27 +2,30 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import grpc
 import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
 
 from services.common.interceptors import ErrorInterceptor
+from services.common.settings import variable_name
+from services.common.tls import TlsSettings, server_credentials
 
 READY_FILE_VARIABLE = "DIPTYCH_READY_FILE"
 
 log = structlog.get_logger()
 
 
-class ServerSettings(BaseSettings):
+class ServerSettings(TlsSettings):
     """How a service listens and stops. A service's own settings inherit this under their prefix."""
 
     model_config = SettingsConfigDict(
@@ -37,29 +40,67 @@ class ServerSettings(BaseSettings):
     )
     drain_grace_s: float = Field(default=30, ge=0, description="Seconds that running calls get to finish.")
     max_message_bytes: int = Field(default=4 << 20, ge=1 << 20, description="Largest message that is accepted.")
+    allow_insecure: bool = Field(
+        default=False,
+        validation_alias="DIPTYCH_ALLOW_INSECURE",
+        description="Listen to other machines without TLS, or without knowing who calls.",
+    )
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether every caller has to say who it is, and to prove it."""
+        return self.tls_client_ca is not None
+
+    @property
+    def auth_variables(self) -> str:
+        """What can be set so that it does."""
+        return variable_name(type(self), "tls_client_ca")
+
+    @model_validator(mode="after")
+    def _guarded_beyond_this_machine(self) -> Self:
+        guarded = self.tls_cert is not None and self.knows_callers
+        if not (guarded or self.allow_insecure or is_local(self.listen)):
+            raise ValueError(
+                f"{variable_name(type(self), 'listen')}: {self.listen} can be reached from other machines, which needs"
+                f" DIPTYCH_TLS_CERT, DIPTYCH_TLS_KEY and {self.auth_variables}; or else DIPTYCH_ALLOW_INSECURE=true"
+            )
+        return self
 
 
-async def serve(
+def is_local(listen: str) -> bool:
+    """Whether only this machine can call `listen`. A name other than localhost may be anywhere."""
+    if listen.startswith(("unix:", "unix-abstract:")):
+        return True
+    host = listen.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+async def serve(  # noqa: PLR0913 -- what a server is given from outside
     settings: ServerSettings,
     register: Callable[[grpc.aio.Server], None],
     service_names: Sequence[str],
     *,
     stop: asyncio.Event,
     on_ready: Callable[[int], None] | None = None,
+    guards: Sequence[grpc.aio.ServerInterceptor] = (),
 ) -> None:
     """Serve until `stop` is set, then drain: NOT_SERVING, then no new calls, and running ones finish within the grace.
 
-    `register` adds the servicers; health and reflection are added here for `service_names`. The bound port goes to
-    `on_ready`, and the address to the file that DIPTYCH_READY_FILE names. OSError when the address cannot be bound.
+    `register` adds the servicers; health and reflection are added here for `service_names`. `guards` decide who may
+    call. The bound port goes to `on_ready`, and the address to the file that DIPTYCH_READY_FILE names. OSError when the
+    address cannot be bound or a certificate cannot be read.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor()], options=_options(settings))
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=_options(settings))
     register(server)
     health_servicer = DrainingHealth()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     for name in service_names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    address, port = _bind(server, settings.listen)
+    address, port = _bind(server, settings)
     await server.start()
     try:
         _announce(address, port, on_ready)
@@ -120,10 +161,11 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str) -> tuple[str, int]:
+def _bind(server: grpc.aio.Server, settings: ServerSettings) -> tuple[str, int]:
+    listen, credentials = settings.listen, server_credentials(settings)
     host, _, _ = listen.rpartition(":")
     try:
-        port = server.add_insecure_port(listen)
+        port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {listen}: the port is in use, or the address is not this machine's") from error
     return f"{host}:{port}", port

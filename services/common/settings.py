@@ -53,7 +53,13 @@ class CommonSettings(BaseSettings):
     cache_secret: SecretStr = Field(
         default=SecretStr(""),
         validation_alias="DIPTYCH_CACHE_SECRET",
-        description="Secret from which each tenant's cache keys are made; the same in gateways and encoders.",
+        description="Secret for each tenant's cache keys and to seal what is cached, such as 32 random bytes in"
+        " hexadecimal; the same in all services.",
+    )
+    cache_secret_previous: SecretStr = Field(
+        default=SecretStr(""),
+        validation_alias="DIPTYCH_CACHE_SECRET_PREVIOUS",
+        description="Another secret whose sealed values are opened too: the last one, or at first the next one.",
     )
     dtype: str = Field(
         default="auto",
@@ -70,6 +76,12 @@ class CommonSettings(BaseSettings):
         validation_alias="DIPTYCH_THREADS",
         description="Threads for arithmetic; 0 is one a core.",
     )
+
+    @property
+    def cache_secrets(self) -> list[bytes]:
+        """The secrets to open with, the one to seal with first; none when there is none to seal with."""
+        secrets = [field.get_secret_value().encode() for field in (self.cache_secret, self.cache_secret_previous)]
+        return [secret for secret in secrets if secret] if secrets[0] else []
 
 
 def load(cls: type[S], **overrides: Any) -> S:

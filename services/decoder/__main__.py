@@ -23,7 +23,12 @@ SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"]
 async def run(settings: DecoderSettings) -> None:
     """Load the model, serve until a stop signal, drain."""
     stop = install_stop_signals(asyncio.get_running_loop())
-    cache = open_cache(settings.cache_url, ttl_s=settings.cache_ttl_s, max_bytes=settings.cache_max_bytes)
+    cache = open_cache(
+        settings.cache_url,
+        ttl_s=settings.cache_ttl_s,
+        max_bytes=settings.cache_max_bytes,
+        secrets=settings.cache_secrets,
+    )
     checkpoint = Checkpoint.open(settings.model)
     engine, service = await asyncio.to_thread(build_decoder, settings, checkpoint, cache)
     engine.start()

@@ -3,15 +3,18 @@
 import os
 from dataclasses import dataclass
 
+import structlog
 import torch
 
 from services.common.cache import EmbeddingCache
 from services.common.checkpoint import Checkpoint, TextConfig
+from services.common.settings import variable_name
 from services.decoder.embeddings import TORCH_DTYPES
 from services.decoder.engine import Engine, QueueLimits
 from services.decoder.grammar import GrammarCompiler
 from services.decoder.kv_cache import BlockPool, KVCache
 from services.decoder.language_model import LanguageModel
+from services.decoder.linear import Quantization, can_quantize
 from services.decoder.pace import Pace
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sampler
@@ -20,6 +23,8 @@ from services.decoder.service import DecoderService, ServiceFacts
 from services.decoder.settings import DecoderSettings
 from services.decoder.validation import Rules
 from services.decoder.weights import load_language_model
+
+log = structlog.get_logger()
 
 CPU_MEMORY_SHARE, CUDA_MEMORY_SHARE = 0.25, 0.85
 CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE = 16, 256  # flash-attn's paged kernels want multiples of 256
@@ -40,12 +45,16 @@ def build_decoder(
     """Load the model and connect the parts. The engine is not started."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
-    parts = build_engine(settings, checkpoint, load_language_model(checkpoint, TORCH_DTYPES[dtype], device))
+    require_quantizable(settings.quantize, dtype, device)
+    model = load_language_model(checkpoint, TORCH_DTYPES[dtype], device, settings.quantize)
+    parts = build_engine(settings, checkpoint, model)
+    log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=parts.pool.num_blocks)
     rules = _rules(settings, checkpoint, parts.pool.num_blocks * parts.block_size)
     facts = ServiceFacts(
         model=checkpoint.name,
         width=checkpoint.text.hidden_size,
         dtype=dtype,
+        quantization=settings.quantize,
         block_size=parts.block_size,
         num_blocks=parts.pool.num_blocks,
         prefix_cache=settings.prefix_cache,
@@ -84,6 +93,13 @@ def choose_dtype(wanted: str, stored: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return stored if device.type == "cuda" else "float32"
+
+
+def require_quantizable(wanted: Quantization, dtype: str, device: torch.device) -> None:
+    """int8 has its kernels on the CPU, beside float32. Exits with the name of the variable."""
+    if wanted == "int8" and not (device.type == "cpu" and dtype == "float32" and can_quantize()):
+        name = variable_name(DecoderSettings, "quantize")
+        raise SystemExit(f"{name}: int8 needs a CPU that oneDNN has the kernels for, and float32 beside it")
 
 
 def _rules(settings: DecoderSettings, checkpoint: Checkpoint, kv_tokens: int) -> Rules:

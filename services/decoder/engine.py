@@ -14,6 +14,7 @@ from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sample, Sampler
 from services.decoder.scheduler import Chunk, Load, Scheduler
 from services.decoder.sequence import (
+    Begun,
     Clock,
     Ended,
     Failed,
@@ -110,7 +111,7 @@ class Engine:
         try:
             chunks = self._scheduler.schedule()
             if chunks:
-                self._note_started(chunks)
+                self._note_begun(chunks)
                 logits = self._runner.run(chunks)
                 samples = self._sampler.sample(logits, [chunk.sequence for chunk in chunks if chunk.is_last])
                 self._postprocess(chunks, samples)
@@ -160,8 +161,7 @@ class Engine:
         request.on_event(sequence.ended)
         if request.is_finished:
             self._requests.discard(request)
-            queue_ms = ((request.started or request.arrived) - request.arrived) * 1000
-            request.on_event(Finished(request.num_cached_tokens, queue_ms))
+            request.on_event(Finished())
 
     def _give_up(self, requests: set[Request], error: Exception) -> None:
         """End requests with a fault. What their blocks hold is not trusted and not left behind."""
@@ -183,14 +183,15 @@ class Engine:
         with self._changed:
             self._queued.pop(request, None)
 
-    def _note_started(self, chunks: list[Chunk]) -> None:
+    def _note_begun(self, chunks: list[Chunk]) -> None:
         """Requests whose first chunk this is wait no longer; what they found in the prefix cache is known now."""
         for chunk in chunks:
             request = chunk.sequence.request
-            if request.started is None:
-                request.started, request.num_cached_tokens = self._clock(), chunk.start
+            if not request.has_begun:
+                request.has_begun = True
                 with self._changed:
                     self._queued.pop(request, None)
+                request.on_event(Begun(chunk.start, (self._clock() - request.arrived) * 1000))
 
     def _retry_after_s(self, num_tokens: int) -> float:
         return min(max(num_tokens / max(self._scheduler.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)

@@ -24,9 +24,10 @@ class ModelRunner:
 
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Logits [sampled, vocab] in fp32: a row for each chunk that `is_last`, in their order."""
-        return self.model.run(self._step_input(chunks), self.cache)
+        return self.model.run(self.step_input(chunks), self.cache)
 
-    def _step_input(self, chunks: Sequence[Chunk]) -> StepInput:
+    def step_input(self, chunks: Sequence[Chunk]) -> StepInput:
+        """What the model needs to know of these chunks."""
         token_ids = np.concatenate([chunk.sequence.token_ids[chunk.start : chunk.end] for chunk in chunks])
         positions = np.concatenate([chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks], axis=1)
         slots = np.concatenate([self._slots(chunk) for chunk in chunks])

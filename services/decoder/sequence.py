@@ -75,6 +75,14 @@ class Logprob:
 
 
 @dataclass(frozen=True, slots=True)
+class Begun:
+    """A request's first chunk is being computed, on top of what was cached of its prompt."""
+
+    num_cached_tokens: int
+    queue_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Token:
     """A token of one choice."""
 
@@ -97,9 +105,6 @@ class Ended:
 class Finished:
     """The end of a request: every choice has ended."""
 
-    num_cached_tokens: int
-    queue_ms: float
-
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -108,7 +113,7 @@ class Failed:
     error: Exception
 
 
-Event = Token | Ended | Finished | Failed
+Event = Begun | Token | Ended | Finished | Failed
 
 
 class Clock(Protocol):
@@ -132,8 +137,7 @@ class Request:
     on_event: Callable[[Event], None]
     matchers: "list[Matcher]" = field(default_factory=list)  # one a choice, or none
     arrived: float = 0.0
-    started: float | None = None
-    num_cached_tokens: int = 0
+    has_begun: bool = False
     sequences: list["Sequence"] = field(default_factory=list)
 
     def __post_init__(self) -> None:

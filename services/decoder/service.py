@@ -36,6 +36,7 @@ class ServiceFacts:
     model: str
     width: int
     dtype: str
+    quantization: str
     block_size: int
     num_blocks: int
     prefix_cache: bool
@@ -87,6 +88,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             vocab_size=self._rules.vocab_size,
             max_context_tokens=self._rules.max_context_tokens,
             merge_size=self._rules.merge_size,
+            quantization=self._facts.quantization,
             cache="redis" if self._cache.shared else "memory",
         )
 
@@ -163,7 +165,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             RowsFormat(t, rows * columns, self._facts.width, self._facts.dtype)
             for t, rows, columns in (span.shape for span in checked.spans)
         ]
-        intake = EmbeddingIntake(forms, self._cache, provide, stream.report_missing)
+        intake = EmbeddingIntake(forms, self._cache.of(request.tenant), provide, stream.report_missing)
         try:
             async with asyncio.timeout(self._facts.embedding_timeout_s if checked.spans else None):
                 await intake.run(requests)

@@ -5,6 +5,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
+from services.decoder.linear import Quantization
 
 
 class DecoderSettings(CommonSettings, ServerSettings):
@@ -28,6 +29,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
     max_waiting_requests: int = Field(256, ge=1, description="Requests that may wait before more are refused.")
     max_waiting_tokens: int = Field(1 << 18, ge=1, description="Tokens of prompts that may wait.")
     prefix_cache: bool = Field(True, description="Whether prompts that start alike share computed blocks.")
+    quantize: Quantization = Field(
+        "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
+    )
     embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
     slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")
     grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

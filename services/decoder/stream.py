@@ -5,7 +5,7 @@ from collections import deque
 
 from diptych.v1 import decoder_service_pb2, generation_pb2
 
-from services.decoder.sequence import Ended, Event, Failed, Finished, FinishReason, Logprob, Token
+from services.decoder.sequence import Begun, Ended, Event, Failed, Finished, FinishReason, Logprob, Token
 
 _REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -21,8 +21,9 @@ class ResponseStream:
         self._changed = asyncio.Event()
         self._deltas: dict[int, decoder_service_pb2.TokenDelta] = {}
         self._missing: deque[int] = deque()
+        self._begun: Begun | None = None
         self._ends: dict[int, Ended] = {}
-        self._finished: Finished | None = None
+        self._is_finished = False
         self._error: BaseException | None = None
         self._is_over = False
 
@@ -58,22 +59,27 @@ class ResponseStream:
         if self._missing:
             missing = decoder_service_pb2.EmbeddingMissing(media_index=self._missing.popleft())
             return decoder_service_pb2.GenerateResponse(missing=missing)
+        if self._begun is not None:
+            begun, self._begun = self._begun, None
+            return decoder_service_pb2.GenerateResponse(begun=_begun(begun))
         if self._deltas:
             _, delta = self._deltas.popitem()
             return decoder_service_pb2.GenerateResponse(tokens=delta)
-        if self._finished is not None:
+        if self._is_finished:
             self._is_over = True
-            return decoder_service_pb2.GenerateResponse(finished=self._end(self._finished))
+            return decoder_service_pb2.GenerateResponse(finished=self._end())
         return None
 
     def _receive(self, event: Event) -> None:
         match event:
+            case Begun():
+                self._begun = event
             case Token():
                 self._join(event)
             case Ended():
                 self._ends[event.index] = event
             case Finished():
-                self._finished = event
+                self._is_finished = True
             case Failed():
                 self.fail(event.error)
         self._changed.set()
@@ -84,17 +90,19 @@ class ResponseStream:
         if token.logprob is not None:
             delta.logprobs.append(_logprob(token.logprob))
 
-    def _end(self, finished: Finished) -> decoder_service_pb2.GenerateFinished:
+    def _end(self) -> decoder_service_pb2.GenerateFinished:
         return decoder_service_pb2.GenerateFinished(
             ends=[
                 decoder_service_pb2.GenerateFinished.End(
                     reason=_REASONS[end.reason], stop_token_id=end.stop_token_id, num_tokens=end.num_tokens
                 )
                 for _, end in sorted(self._ends.items())
-            ],
-            num_cached_tokens=finished.num_cached_tokens,
-            queue_ms=finished.queue_ms,
+            ]
         )
+
+
+def _begun(begun: Begun) -> decoder_service_pb2.GenerateBegun:
+    return decoder_service_pb2.GenerateBegun(num_cached_tokens=begun.num_cached_tokens, queue_ms=begun.queue_ms)
 
 
 def _logprob(logprob: Logprob) -> generation_pb2.TokenLogprob:

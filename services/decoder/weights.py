@@ -5,25 +5,31 @@ from safetensors import safe_open
 
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
-from services.decoder.linear import Linear, make_linear
+from services.decoder.linear import Linear, Quantization, make_linear
 
 ACTIVATIONS = {"silu", "swish"}
 
 
-def load_language_model(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> LanguageModel:
-    """Read and fuse the language weights. CheckpointError names a tensor that is missing or misshapen."""
+def load_language_model(
+    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none"
+) -> LanguageModel:
+    """Read, fuse and quantise the language weights. CheckpointError names a tensor that is missing or misshapen."""
     if checkpoint.text.hidden_act not in ACTIVATIONS:
         raise CheckpointError(f"{checkpoint.path}: hidden_act {checkpoint.text.hidden_act!r} is not supported")
-    return LanguageModel(checkpoint.text, _read_weights(_TensorReader(checkpoint, dtype, device), checkpoint))
+    reader = _TensorReader(checkpoint, dtype, device, quantization)
+    return LanguageModel(checkpoint.text, _read_weights(reader, checkpoint))
 
 
 class _TensorReader:
     """Reads tensors by canonical name, one at a time, into their final place."""
 
-    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization: Quantization
+    ) -> None:
         files = checkpoint.tensor_files(("language.", "lm_head."))
         self._places = {canonical_name(name): (name, file) for name, file in files.items()}
         self._path, self._dtype, self._device = checkpoint.path, dtype, device
+        self._quantization: Quantization = quantization
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -32,7 +38,7 @@ class _TensorReader:
         """One linear layer out of several with the same input, stacked."""
         weight = self.stacked([f"{name}.weight" for name in names], (num_columns,))
         bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
-        return make_linear(weight, bias)
+        return make_linear(weight, bias, self._quantization)
 
     def vector(self, name: str) -> torch.Tensor:
         """A vector in the model's dtype."""

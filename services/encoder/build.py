@@ -82,7 +82,12 @@ async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIte
 
 
 def _open_tiers(settings: EncoderSettings) -> Tiers:
-    cache = open_cache(settings.cache_url, ttl_s=settings.cache_ttl_s, max_bytes=settings.cache_max_bytes)
+    cache = open_cache(
+        settings.cache_url,
+        ttl_s=settings.cache_ttl_s,
+        max_bytes=settings.cache_max_bytes,
+        secrets=settings.cache_secrets,
+    )
     if not cache.shared:
         return Tiers(cache, None)
     local = open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.local_cache_bytes)

@@ -50,7 +50,8 @@ class Pipeline:
             raise InvalidRequest([violation], error.message, reason=error.reason) from error
         if all(part.stored for part in encoded):
             rows, keys = encoded[0].rows, tuple(part.key for part in encoded)
-            await self._tiers.store_manifest(item.media_key, CachedManifest(item.grid, rows.width, rows.dtype, keys))
+            manifest = CachedManifest(item.grid, rows.width, rows.dtype, keys)
+            await self._tiers.of(item.tenant).store_manifest(item.media_key, manifest)
         return encoded
 
     async def _encode_windows(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
@@ -59,7 +60,7 @@ class Pipeline:
         tasks: list[asyncio.Task[list[EncodedSlice]]] = []
         try:
             while window := await self._next_window(source, slice_patches, key):
-                tasks.append(asyncio.create_task(self._slices.encode(window, deadline)))
+                tasks.append(asyncio.create_task(self._slices.encode(window, item.tenant, deadline)))
                 if len(tasks) > _WINDOWS_AHEAD:
                     await tasks[-1 - _WINDOWS_AHEAD]
             return [part for task in tasks for part in await task]

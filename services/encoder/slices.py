@@ -52,20 +52,21 @@ class SliceEncoder:
         height, width, _ = frames[0].shape
         return slice_key(tenant_key, digest.digest(), height, width, self._profile)
 
-    async def encode(self, slices: Sequence[SliceInput], deadline: float) -> list[EncodedSlice]:
-        """Embeddings in the order of `slices`. Raises what one slice's own failure was."""
-        found = await self._tiers.look_up([part.key for part in slices])
-        return await gather(self._one(part, found.get(part.key), deadline) for part in slices)
+    async def encode(self, slices: Sequence[SliceInput], tenant: str, deadline: float) -> list[EncodedSlice]:
+        """Embeddings in the order of `slices`, which are a tenant's. Raises what one slice's own failure was."""
+        tiers = self._tiers.of(tenant)
+        found = await tiers.look_up([part.key for part in slices])
+        return await gather(self._one(part, tiers, found.get(part.key), deadline) for part in slices)
 
-    async def _one(self, part: SliceInput, found: Found | None, deadline: float) -> EncodedSlice:
+    async def _one(self, part: SliceInput, tiers: Tiers, found: Found | None, deadline: float) -> EncodedSlice:
         if found is not None:
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
-        return await self._flights.join(part.key, deadline, lambda flight: self._compute(part, flight))
+        return await self._flights.join(part.key, deadline, lambda flight: self._compute(part, tiers, flight))
 
-    async def _compute(self, part: SliceInput, flight: Flight) -> EncodedSlice:
+    async def _compute(self, part: SliceInput, tiers: Tiers, flight: Flight) -> EncodedSlice:
         # another flight may have landed since the look-up
-        if found := await self._tiers.look_up_again(part.key):
+        if found := await tiers.look_up_again(part.key):
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
         encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
-        stored = await self._tiers.store(part.key, encoded.rows)
+        stored = await tiers.store(part.key, encoded.rows)
         return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, queue_ms=encoded.queue_ms)

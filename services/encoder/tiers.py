@@ -21,6 +21,10 @@ class Tiers:
     def __init__(self, local: EmbeddingCache, shared: EmbeddingCache | None) -> None:
         self._local, self._shared = local, shared
 
+    def of(self, tenant: str) -> "Tiers":
+        """The same tiers, what is shared sealed for `tenant`."""
+        return Tiers(self._local, self._shared.of(tenant)) if self._shared is not None else self
+
     async def look_up(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
         """What is cached of `keys`."""
         wanted = list(dict.fromkeys(keys))

@@ -1,10 +1,10 @@
 """Real servers for the tests of the common room."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import grpc
 import pytest
@@ -14,6 +14,7 @@ from services.common.server import ServerSettings, serve
 
 Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[bytes, bytes]]"
 Serving: TypeAlias = Callable[..., AbstractAsyncContextManager["Running"]]
+Guard: TypeAlias = grpc.aio.ServerInterceptor
 SERVICE = "test.Service"
 
 
@@ -35,14 +36,17 @@ def serving() -> Serving:
     """Serves raw-bytes handlers of the service "test.Service" on a free port."""
 
     @asynccontextmanager
-    async def start(handlers: Handlers, grace_s: float = 10, notice_s: float = 0) -> AsyncIterator[Running]:
+    async def start(
+        handlers: Handlers, grace_s: float = 10, notice_s: float = 0, guards: Sequence[Guard] = (), **more: Any
+    ) -> AsyncIterator[Running]:
         def register(server: grpc.aio.Server) -> None:
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
         bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        settings = ServerSettings(listen="127.0.0.1:0", drain_grace_s=grace_s, drain_notice_s=notice_s)
-        task = asyncio.create_task(serve(settings, register, [SERVICE], stop=stop, on_ready=bound.set_result))
+        settings = ServerSettings(listen="127.0.0.1:0", drain_grace_s=grace_s, drain_notice_s=notice_s, **more)
+        ready = bound.set_result
+        task = asyncio.create_task(serve(settings, register, [SERVICE], stop=stop, on_ready=ready, guards=guards))
         yield Running(await asyncio.wait_for(bound, 5), stop, task)
         stop.set()
         await asyncio.wait_for(task, grace_s + 5)

@@ -12,7 +12,8 @@ from services.common.cache.base import ByteStore
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
 from services.common.embedding import CachedManifest, Slice
-from services.common.keys import digest_of, tenant_key
+from services.common.keys import digest_of, tenant_key, upload_key
+from services.common.seal import Seal
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 TENANT = tenant_key(b"", "acme")
@@ -46,10 +47,10 @@ async def store(request: pytest.FixtureRequest, servers: dict[str, LocalRedis]) 
     await opened.close()
 
 
-@pytest.fixture
-def cache(store: ByteStore) -> EmbeddingCache:
-    """The cache over it."""
-    return EmbeddingCache(store)
+@pytest.fixture(params=[None, Seal([b"secret"])], ids=["plain", "sealed"])
+def cache(request: pytest.FixtureRequest, store: ByteStore) -> EmbeddingCache:
+    """The cache over it, as one tenant sees it."""
+    return EmbeddingCache(store, request.param).of("acme")
 
 
 async def test_what_is_put_is_got(cache: EmbeddingCache) -> None:
@@ -107,6 +108,51 @@ async def test_media_is_kept_by_digest_and_tenant(cache: EmbeddingCache) -> None
         same = await cache.get_media(TENANT, digest) == data
         assert same
         assert await cache.get_media(tenant_key(b"", "other"), digest) is None
+
+
+async def test_sealed_values_say_nothing(store: ByteStore) -> None:
+    """Neither rows nor media nor a manifest's keys can be read in the store."""
+    cache = EmbeddingCache(store, Seal([b"secret"])).of("acme")
+    await cache.put_slices({KEY: embedding()})
+    await cache.put_manifest(KEY, MANIFEST)
+    await cache.put_media(TENANT, digest_of(b"a picture"), b"a picture")
+    media = f"diptych:media:{upload_key(TENANT, digest_of(b'a picture')).hex()}"
+    values = await store.get([f"diptych:slice:{KEY.hex()}", f"diptych:manifest:{KEY.hex()}", media])
+    joined = b"".join(value or b"" for value in values)
+    assert len(joined) > 6 * 8 * 4
+    assert not any(secret in joined for secret in (bytes(embedding().data[:8]), b"DpSl", b"DpMf", b"a picture", OTHER))
+
+
+@pytest.mark.parametrize(
+    ("seal", "tenant", "opens"),
+    [
+        (Seal([b"secret"]), "acme", True),
+        (Seal([b"next", b"secret"]), "acme", True),  # rotated, the last secret still known
+        (Seal([b"secret"]), "globex", False),
+        (Seal([b"next"]), "acme", False),
+        (None, "acme", False),
+    ],
+)
+async def test_who_opens_a_sealed_value(store: ByteStore, seal: Seal | None, tenant: str, opens: bool) -> None:
+    """Its tenant does, with the secret or with a later one; for others it is a miss, and is deleted."""
+    await EmbeddingCache(store, Seal([b"secret"])).of("acme").put_slices({KEY: embedding()})
+    reader = EmbeddingCache(store, seal).of(tenant)
+    assert await reader.get_slices([KEY]) == [embedding() if opens else None]
+    assert await reader.has_slices([KEY]) == [opens]
+
+
+async def test_a_value_does_not_open_under_another_name(store: ByteStore) -> None:
+    """Values that somebody has exchanged in the store are misses where they are sealed, and plain ones do not open."""
+    sealed = EmbeddingCache(store, Seal([b"secret"])).of("acme")
+    await sealed.put_slices({KEY: embedding(), OTHER: embedding(seed=1)})
+    names = [f"diptych:slice:{key.hex()}" for key in (KEY, OTHER)]
+    first, second = await store.get(names)
+    assert first is not None
+    assert second is not None
+    await store.put(dict(zip(names, (second, first), strict=True)))
+    assert await sealed.get_slices([KEY, OTHER]) == [None, None]
+    await EmbeddingCache(store).put_slices({KEY: embedding()})
+    assert await sealed.get_slices([KEY]) == [None]
 
 
 async def test_counts(cache: EmbeddingCache) -> None:

@@ -1,12 +1,13 @@
 """Settings from the environment and from flags."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
-from services.common.server import ServerSettings
+from services.common.server import ServerSettings, is_local
 from services.common.settings import CommaSeparated, CommonSettings, describe, load, parse_command_line
 
 
@@ -31,6 +32,7 @@ def test_reads_common_and_own_variables(environment: pytest.MonkeyPatch) -> None
     environment.setenv("DIPTYCH_CACHE_TTL_S", "60")
     environment.setenv("DIPTYCH_WIDGET_LISTEN", "0.0.0.0:50051")
     environment.setenv("DIPTYCH_WIDGET_ROOTS", "/a, /b")
+    environment.setenv("DIPTYCH_ALLOW_INSECURE", "true")
     settings = load(WidgetSettings)
     assert (settings.model, settings.cache_ttl_s, settings.listen) == ("models/demo", 60, "0.0.0.0:50051")
     assert settings.roots == ("/a", "/b")
@@ -96,6 +98,39 @@ def test_secrets_have_no_flag() -> None:
     assert "--cache-secret" not in describe(WidgetSettings)
     with pytest.raises(SystemExit):
         parse_command_line(WidgetSettings, "Widgets.", ["--cache-secret", "x"])
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:1", "127.9.9.9:1", "[::1]:1", "localhost:1", "unix:/run/x"])
+def test_this_machine_alone_needs_no_guard(listen: str) -> None:
+    """A loopback address or a socket file is listened on with no configuration."""
+    assert load(WidgetSettings, listen=listen).listen == listen
+    assert is_local(load(WidgetSettings).listen)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:1", "[::]:1", "10.0.0.1:1", "example:1", ":1", "[::ffff:0.0.0.0]:1"])
+def test_other_machines_need_a_guard(capsys: pytest.CaptureFixture[str], listen: str) -> None:
+    """An address that others reach is refused by name, unless the operator says that it is meant."""
+    with pytest.raises(SystemExit) as ended:
+        load(WidgetSettings, listen=listen)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("DIPTYCH_WIDGET_LISTEN: ")
+    assert "DIPTYCH_TLS_CLIENT_CA" in line
+    assert "DIPTYCH_ALLOW_INSECURE" in line
+    assert load(WidgetSettings, listen=listen, allow_insecure=True).listen == listen
+
+
+def test_certificates_guard(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TLS without client certificates is not enough; with them it is. Half a certificate is refused."""
+    pem = tmp_path / "a.pem"
+    pem.write_text("")
+    with pytest.raises(SystemExit):
+        load(WidgetSettings, listen="0.0.0.0:1", tls_cert=pem, tls_key=pem)
+    assert load(WidgetSettings, listen="0.0.0.0:1", tls_cert=pem, tls_key=pem, tls_client_ca=pem).knows_callers
+    for half in ({"tls_cert": pem}, {"tls_key": pem}, {"tls_client_ca": pem}):
+        with pytest.raises(SystemExit):
+            load(WidgetSettings, **half)
+    assert "DIPTYCH_TLS_CERT" in capsys.readouterr().err
 
 
 def test_settings_are_frozen() -> None:

@@ -19,7 +19,7 @@ from services.decoder.engine import Engine
 from services.decoder.kv_cache import BlockPool
 from services.decoder.language_model import LanguageModel
 from services.decoder.prefix_cache import root_hash
-from services.decoder.sequence import Event, Failed, Finished, MediaItem, Request, SamplingParams, Token
+from services.decoder.sequence import Begun, Event, Failed, Finished, MediaItem, Request, SamplingParams, Token
 from services.decoder.settings import DecoderSettings
 from services.decoder.weights import load_language_model
 from tests.checkpoints import CheckpointSpec, build_checkpoint
@@ -63,11 +63,11 @@ class Answer:
         return self.tokens.get(0, [])
 
     @property
-    def finished(self) -> Finished:
-        """The last event, which must be a good end."""
-        last = self.events[-1]
-        assert isinstance(last, Finished), last
-        return last
+    def begun(self) -> Begun:
+        """The first event."""
+        first = self.events[0]
+        assert isinstance(first, Begun), first
+        return first
 
 
 class Model:

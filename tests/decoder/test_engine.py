@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from services.common.errors import Overloaded
-from services.decoder.sequence import Event, Failed, Token
+from services.decoder.sequence import Event, Failed
 from tests.decoder.conftest import Answer, Case, Harness, Model, Start
 
 
@@ -23,7 +23,7 @@ def test_waiting_for_embeddings_holds_nobody_up(gqa_model: Model, start: Start) 
     waiting = [harness.submit(case, with_rows=False) for case in cases]
     text = gqa_model.case(30)
     assert harness.submit(text).wait().ids == gqa_model.generate(text, 12)
-    assert not any(answer.events for answer in waiting)
+    assert not any(answer.tokens for answer in waiting)
     for answer, case in zip(waiting, cases, strict=True):
         harness.engine.provide(answer.request, 0, case.rows[0])
     assert [answer.wait().ids for answer in waiting] == [gqa_model.generate(case, 12) for case in cases]
@@ -60,7 +60,7 @@ def test_prefix_is_shared_between_turns(gqa_model: Model, start: Start) -> None:
     turn.token_ids += first.ids + gqa_model.case(5, seed=9).token_ids
     second = harness.submit(turn).wait()
     assert second.ids == gqa_model.generate(turn, 12)
-    assert second.finished.num_cached_tokens == (len(case.token_ids) + len(first.ids) - 1) // 4 * 4
+    assert second.begun.num_cached_tokens == (len(case.token_ids) + len(first.ids) - 1) // 4 * 4
 
 
 def test_cached_media_needs_no_embeddings(gqa_model: Model, start: Start) -> None:
@@ -86,7 +86,7 @@ def test_prefix_is_never_shared_wrongly(gqa_model: Model, start: Start, change: 
         other.token_ids[:4] = [1, 2, 3, 4]
         other.keys = case.keys
     answer = harness.submit(other, tenant="b" if change == "tenant" else "a").wait()
-    assert answer.finished.num_cached_tokens == 0
+    assert answer.begun.num_cached_tokens == 0
     assert answer.ids == gqa_model.generate(other, 12)
 
 
@@ -99,7 +99,7 @@ def test_choices_share_the_prompt(gqa_model: Model, start: Start) -> None:
     answer.wait()
     expected = gqa_model.generate(case, 12)
     assert answer.tokens == {0: expected, 1: expected, 2: expected}
-    assert answer.finished.num_cached_tokens == 0
+    assert answer.begun.num_cached_tokens == 0
     harness.until(lambda: idle(harness))
 
 
@@ -223,7 +223,6 @@ def test_pads_are_never_sampled(gqa_model: Model, start: Start) -> None:
 
 
 def test_tokens_come_as_they_are_made(gqa_model: Model, start: Start) -> None:
-    """One event a token, then the end of the choice, then the end of the request."""
+    """The beginning, one event a token, then the end of the choice, then the end of the request."""
     answer = start(gqa_model).submit(gqa_model.case(5), max_tokens=4).wait()
-    assert [type(event).__name__ for event in answer.events] == ["Token"] * 4 + ["Ended", "Finished"]
-    assert all(isinstance(event, Token) for event in answer.events[:4])
+    assert [type(event).__name__ for event in answer.events] == ["Begun"] + ["Token"] * 4 + ["Ended", "Finished"]

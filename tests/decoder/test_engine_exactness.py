@@ -57,8 +57,8 @@ def test_warm_equals_cold(model: Model, expected: Expected, start: Start) -> Non
     for case, tokens in expected.values():
         cold, warm = harness.submit(case).wait(), harness.submit(case).wait()
         assert cold.ids == warm.ids == tokens
-        assert cold.finished.num_cached_tokens == 0
-        assert warm.finished.num_cached_tokens == (len(case.token_ids) - 1) // 8 * 8
+        assert cold.begun.num_cached_tokens == 0
+        assert warm.begun.num_cached_tokens == (len(case.token_ids) - 1) // 8 * 8
 
 
 def test_preempted_and_resumed(model: Model, expected: Expected, start: Start) -> None:

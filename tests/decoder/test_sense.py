@@ -60,7 +60,7 @@ def accuracy(harness: Harness, reference: Reference, skill: str, change: Change)
         change(answer.request)
         harness.engine.submit(answer.request)
         answers.append(answer)
-    texts = [reference.tokenizer.decode(answer.wait().ids) for answer in answers]
+    texts: list[str] = [reference.tokenizer.decode(answer.wait().ids) for answer in answers]
     return sum(text.strip() == case.answer for text, case in zip(texts, asked, strict=True)) / len(asked)
 
 

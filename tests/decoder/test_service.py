@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -12,13 +14,22 @@ import torch
 from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grpc, embedding_pb2, generation_pb2
 from tokenizers import Tokenizer
 
+from cli.local_redis import LocalRedis
 from services.common.cache import EmbeddingCache, open_cache
 from services.common.embedding import Slice
-from services.common.errors import DiptychError, InvalidRequest, PromptTooLong, VersionMismatch, from_rpc_error
+from services.common.errors import (
+    DiptychError,
+    InvalidRequest,
+    PromptTooLong,
+    VersionMismatch,
+    from_rpc_error,
+)
 from services.common.server import serve
 from services.common.settings import load
 from services.decoder.__main__ import SERVICE_NAME
 from services.decoder.assemble import build_decoder
+from services.decoder.grammar import GrammarCompiler
+from services.decoder.service import DecoderService, SlowReader
 from services.decoder.settings import DecoderSettings
 from tests.decoder.conftest import Case, Model
 
@@ -31,8 +42,8 @@ Result = tuple[dict[int, list[int]], decoder_service_pb2.GenerateFinished]
 class Service:
     """A running decoder and a client of it."""
 
-    def __init__(self, model: Model, cache: EmbeddingCache, stub: Any) -> None:
-        self.model, self.cache, self.stub = model, cache, stub
+    def __init__(self, model: Model, cache: EmbeddingCache, stub: Any, servicer: DecoderService) -> None:
+        self.model, self.cache, self.stub, self.servicer = model, cache, stub, servicer
 
     async def generate(self, *messages: Message) -> Result:
         """Send all messages, close, and return (tokens by choice, finished)."""
@@ -64,13 +75,24 @@ async def collect(call: AsyncIterable[decoder_service_pb2.GenerateResponse]) -> 
     finished = None
     async for response in call:
         assert finished is None, "something came after finished"
-        if response.WhichOneof("event") == "tokens":
-            tokens.setdefault(response.tokens.index, []).extend(response.tokens.token_ids)
-        else:
-            assert response.WhichOneof("event") == "finished"
-            finished = response.finished
+        match response.WhichOneof("event"):
+            case "begun":
+                assert not tokens, "tokens came before begun"
+            case "tokens":
+                tokens.setdefault(response.tokens.index, []).extend(response.tokens.token_ids)
+            case kind:
+                assert kind == "finished"
+                finished = response.finished
     assert finished is not None
     return tokens, finished
+
+
+async def first_missing(events: AsyncIterator[decoder_service_pb2.GenerateResponse]) -> int:
+    """The item that the decoder asks for; the prompt's text may have begun before."""
+    while (response := await anext(events)).WhichOneof("event") == "begun":
+        pass
+    assert response.WhichOneof("event") == "missing"
+    return response.missing.media_index
 
 
 def prompt(case: Case, **options: Any) -> Message:
@@ -114,31 +136,40 @@ async def put(service: Service, case: Case, index: int, dtype: torch.dtype = tor
     for key, part in zip(keys, parts, strict=True):
         data = memoryview(part.contiguous().view(torch.uint8).numpy().tobytes())
         slices[key] = Slice(len(part), part.shape[1], name, data)
-    assert await service.cache.put_slices(slices)
+    assert await service.cache.of("a").put_slices(slices)
     return Message(reference=embedding_pb2.EmbeddingReference(media_index=index, slice_keys=keys))
 
 
-@pytest.fixture
-async def service(gqa_model: Model) -> AsyncIterator[Service]:
-    """A decoder on a free port."""
-    cache = open_cache("memory://", ttl_s=60, max_bytes=1 << 20)
-    settings = load(
-        DecoderSettings, model=str(gqa_model.path), kv_cache_tokens=2048, listen="127.0.0.1:0", device="cpu"
-    )
-    engine, servicer = build_decoder(settings, gqa_model.checkpoint, cache)
+@asynccontextmanager
+async def serving(model: Model, cache_url: str = "memory://", **settings: Any) -> AsyncIterator[Service]:
+    """A decoder on a free port, with some settings of its own."""
+    cache = open_cache(cache_url, ttl_s=60, max_bytes=1 << 20, secrets=[b"secret"])
+    chosen = {"kv_cache_tokens": 2048, "listen": "127.0.0.1:0", "device": "cpu", **settings}
+    loaded = load(DecoderSettings, model=str(model.path), **chosen)
+    engine, servicer = build_decoder(loaded, model.checkpoint, cache)
     engine.start()
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
 
     def register(server: grpc.aio.Server) -> None:
         decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(servicer, server)
 
-    serving = asyncio.create_task(serve(settings, register, [SERVICE_NAME], stop=stop, on_ready=ready.set_result))
+    running = asyncio.create_task(serve(loaded, register, [SERVICE_NAME], stop=stop, on_ready=ready.set_result))
     port = await asyncio.wait_for(ready, CALL_S)
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield Service(gqa_model, cache, decoder_service_pb2_grpc.DecoderServiceStub(channel))
-    stop.set()
-    await serving
-    engine.stop()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Service(model, cache, decoder_service_pb2_grpc.DecoderServiceStub(channel), servicer)
+    finally:
+        stop.set()
+        await running
+        engine.stop()
+        await cache.close()
+
+
+@pytest.fixture
+async def service(gqa_model: Model) -> AsyncIterator[Service]:
+    """A decoder with default settings."""
+    async with serving(gqa_model) as service:
+        yield service
 
 
 @pytest.fixture
@@ -154,6 +185,23 @@ async def test_text(service: Service) -> None:
     assert tokens[0] == service.model.generate(case, 12)
     assert finished.ends[0].reason == generation_pb2.FINISH_REASON_LENGTH
     assert finished.ends[0].num_tokens == 12
+
+
+async def test_begun_comes_first(service: Service) -> None:
+    """The first event tells what was cached and how long the prompt waited, long before the answer ends."""
+    case = service.model.case(40)
+    cached = []
+    for _ in range(2):
+        call = service.stub.Generate(timeout=CALL_S)
+        await call.write(prompt(case, max_tokens=1500, ignore_eos=True))
+        first = await anext(aiter(call))
+        assert first.WhichOneof("event") == "begun"
+        assert first.begun.queue_ms >= 0
+        cached.append(first.begun.num_cached_tokens)
+        call.cancel()
+        await service.until_idle()
+    assert cached[0] == 0
+    assert cached[1] >= 32
 
 
 @pytest.mark.parametrize("size", [100, 1 << 20])
@@ -185,7 +233,7 @@ async def test_missing_reference(service: Service, mixed: Case) -> None:
     keys = [bytes(32)] * 3
     await call.write(Message(reference=embedding_pb2.EmbeddingReference(media_index=0, slice_keys=keys)))
     events = aiter(call)
-    assert (await anext(events)).missing.media_index == 0
+    assert await first_missing(events) == 0
     for message in (*chunks(mixed, 1), *chunks(mixed, 0)):
         await call.write(message)
     await call.done_writing()
@@ -207,7 +255,7 @@ async def test_slices_of_another_shape_are_missing(service: Service, gqa_model: 
     call = service.stub.Generate(timeout=CALL_S)
     await call.write(prompt(case))
     await call.write(await put(service, other, 0))
-    assert (await anext(aiter(call))).missing.media_index == 0
+    assert await first_missing(aiter(call)) == 0
     call.cancel()
 
 
@@ -217,7 +265,7 @@ async def test_capabilities(service: Service) -> None:
     checkpoint = service.model.checkpoint
     assert answer.checkpoint_digest == checkpoint.digest()
     assert (answer.width, answer.vocab_size) == (checkpoint.text.hidden_size, checkpoint.text.vocab_size)
-    assert (answer.dtype, answer.cache, answer.merge_size) == ("float32", "memory", 2)
+    assert (answer.dtype, answer.quantization, answer.cache, answer.merge_size) == ("float32", "none", "memory", 2)
     assert answer.max_context_tokens == 2048
 
 
@@ -368,3 +416,73 @@ async def test_structured_output(service: Service) -> None:
     )
     assert json.loads(tokenizer.decode(tokens[0])) in ({"n": 1}, {"n": 2})
     assert finished.ends[0].reason == generation_pb2.FINISH_REASON_STOP
+
+
+async def test_references_through_redis(gqa_model: Model, mixed: Case) -> None:
+    """Embeddings that stand in a real Redis are used from there, and the decoder says that it reads it."""
+    with LocalRedis() as redis:
+        async with serving(gqa_model, redis.url) as service:
+            capabilities = await service.stub.GetDecoderCapabilities(
+                decoder_service_pb2.GetDecoderCapabilitiesRequest()
+            )
+            assert capabilities.cache == "redis"
+            references = [await put(service, mixed, index) for index in (0, 1)]
+            tokens, _ = await service.generate(prompt(mixed), *references)
+            assert tokens[0] == gqa_model.generate(mixed, 12)
+
+
+async def test_embeddings_that_never_come_end_the_call(gqa_model: Model, mixed: Case) -> None:
+    """A caller who sends no embeddings and does not close either is cut off, and its blocks come back."""
+    async with serving(gqa_model, embedding_timeout_s=0.2) as service:
+        call = service.stub.Generate(timeout=CALL_S)
+        await call.write(prompt(mixed))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await collect(call)
+        assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await service.until_idle()
+
+
+async def test_grammar_that_takes_too_long_is_refused(gqa_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A grammar still being compiled after its time is refused by the name of its field; others go on."""
+    over = threading.Event()
+    compile_grammar = GrammarCompiler.compile
+    async with serving(gqa_model, grammar_timeout_s=0.2) as service:
+        with monkeypatch.context() as patched:
+            patched.setattr(GrammarCompiler, "compile", lambda *_: over.wait(CALL_S))
+            error = await service.fails(prompt(gqa_model.case(5), regex="a+"))
+            assert isinstance(error, InvalidRequest)
+            [violation] = error.violations
+            assert (violation.field, violation.reason) == ("prompt.generation.regex", "TOO_COMPLEX")
+        over.set()
+        assert GrammarCompiler.compile is compile_grammar
+        await service.generate(prompt(gqa_model.case(5)))
+
+
+class StuckContext:
+    """A caller whose connection takes nothing any more."""
+
+    async def write(self, _response: decoder_service_pb2.GenerateResponse) -> None:
+        """Never returns."""
+        await asyncio.Event().wait()
+
+
+async def test_slow_reader_is_cut_off(gqa_model: Model) -> None:
+    """Who does not read for too long loses the call, and its blocks come back."""
+
+    async def messages() -> AsyncIterator[Message]:
+        yield prompt(gqa_model.case(5), max_tokens=1500, ignore_eos=True)
+
+    async with serving(gqa_model, slow_reader_timeout_s=0.2) as service:
+        stuck: Any = StuckContext()
+        with pytest.raises(SlowReader):
+            await service.servicer.Generate(messages(), stuck)
+        await service.until_idle()
+
+
+async def test_int8_is_reported(gqa_model: Model) -> None:
+    """A decoder that was started with --quantize int8 answers, and says so."""
+    async with serving(gqa_model, quantize="int8") as service:
+        capabilities = await service.stub.GetDecoderCapabilities(decoder_service_pb2.GetDecoderCapabilitiesRequest())
+        assert (capabilities.dtype, capabilities.quantization) == ("float32", "int8")
+        tokens, _ = await service.generate(prompt(gqa_model.case(9), ignore_eos=True))
+        assert len(tokens[0]) == 12

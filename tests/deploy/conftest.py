@@ -1,7 +1,5 @@
 """Every render, made once."""
 
-from pathlib import Path
-
 import pytest
 
 from tests.deploy.manifests import K8S, OVERLAYS, Render, render, render_combinations

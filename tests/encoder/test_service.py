@@ -92,6 +92,26 @@ async def test_a_shared_cache_holds_the_slices_and_the_manifest(serve_encoder: S
     await cache.close()
 
 
+async def test_a_secret_seals_what_is_shared(serve_encoder: Serve, redis_url: str) -> None:
+    """With a secret Redis holds nothing that can be read, and only the tenant's own cache opens it."""
+    header = image_header(PNG, SIDE, SIDE, media_key=b"s" * 32, tenant="sealed")
+    header.inline_embeddings = True
+    async with serve_encoder(cache_url=redis_url, cache_secret="hidden") as client:  # noqa: S106 -- a test's
+        first, second = await client.encode(header, PNG), await client.encode(header, PNG)
+    assert (first.manifest.stored, second.manifest.num_cached_slices) == (True, 1)
+    keys = first.manifest.slice_keys
+    cache = open_cache(redis_url, ttl_s=60, max_bytes=1, secrets=[b"hidden"])
+    assert await cache.of("sealed").get_manifest(b"s" * 32) is not None
+    (stored,) = await cache._store.get([f"diptych:slice:{keys[0].hex()}"])
+    assert stored is not None
+    assert first.data[:32] not in stored
+    (rows,) = await cache.of("sealed").get_slices(keys)
+    assert rows is not None
+    assert bytes(rows.data) == first.data
+    assert await cache.of("other").get_slices(keys) == [None]
+    await cache.close()
+
+
 async def test_a_second_encoder_finds_what_the_first_has_stored(serve_encoder: Serve, redis_url: str) -> None:
     """A slice is computed once for all encoders."""
     header = image_header(PNG, SIDE, SIDE, tenant="two encoders")

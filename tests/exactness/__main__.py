@@ -1,4 +1,7 @@
-"""`make exactness`: every case, on every checkpoint, in every condition, against transformers; writes docs/exactness-results.md."""
+"""`make exactness`: every case on every checkpoint in every condition against transformers.
+
+Writes docs/exactness-results.md; ends with 1 when anything differs.
+"""
 
 import argparse
 import asyncio
@@ -11,12 +14,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diptych.v1 import chat_service_pb2 as chat
 
 from services.common.keys import digest_of
 from tests.checkpoints import CheckpointSpec, build_checkpoint
 from tests.exactness import checks, report
 from tests.exactness.cases import Case, all_cases
 from tests.exactness.checks import Expected, Mismatch
+from tests.exactness.files import file_cases
 from tests.exactness.fleet import Condition, Node, fleet
 from tests.exactness.reference import Reference
 from tests.harness import gateway
@@ -37,7 +42,13 @@ CHECKPOINTS = {
         kv_heads=4, patch_size=16, merge_size=1, min_pixels=4 * 256, max_pixels=1 << 22, seed=3
     ),
     "fp16 file, patches of 8, merged 3x3, own video limits": CheckpointSpec(
-        dtype="float16", patch_size=8, merge_size=3, min_pixels=4 * 576, max_pixels=1 << 22, video_preprocessor=True, seed=4
+        dtype="float16",
+        patch_size=8,
+        merge_size=3,
+        min_pixels=4 * 576,
+        max_pixels=1 << 22,
+        video_preprocessor=True,
+        seed=4,
     ),
 }
 
@@ -76,7 +87,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cases = all_cases()[:: options.every]
+    cases = [*all_cases(), *file_cases()][:: options.every]
     started, results = time.monotonic(), []
     with tempfile.TemporaryDirectory() as scratch:
         for number, (name, spec) in enumerate(list(CHECKPOINTS.items())[: options.checkpoints]):
@@ -143,7 +154,7 @@ async def _embeddings(node: Node, reference: Reference, expected: Sequence[Expec
         for one in expected:
             if not one.prompt.media:
                 continue
-            request = checks.chat.CountTokensRequest(conversation=one.case.to_conversation())
+            request = chat.CountTokensRequest(conversation=one.case.to_conversation())
             count = await stub.CountTokens(request)
             for place, (item, plan) in enumerate(zip(one.case.media, count.media, strict=True)):
                 name = f"{one.case.name}, item {place}"
@@ -163,7 +174,7 @@ def _count(tally: Tally, name: str, equal: bool) -> None:
 
 
 async def _precision(node: Node, reference: Reference, cases: Sequence[Case]) -> tuple[float, float, int]:
-    """Of the first token's distribution: share of equal likeliest tokens, mean difference of log probabilities, cases."""
+    """First tokens: share whose likeliest is equal, mean difference of log probabilities, number of cases."""
     same, differences = 0, []
     for case in cases:
         ours = await checks.first_token(node, case, ALTERNATIVES)

@@ -1,9 +1,10 @@
-"""Conversations to compare: each is written once and becomes a request for the gateway and an input for the reference."""
+"""Conversations to compare, each written once for both sides: a request for the gateway, an input for the reference."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -11,7 +12,7 @@ from diptych.v1 import content_pb2 as pb
 from PIL import Image, ImageDraw
 
 ROLES = {"system": pb.ROLE_SYSTEM, "user": pb.ROLE_USER, "assistant": pb.ROLE_ASSISTANT}
-Options = dict[str, float]
+Options = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def drawing(height: int, width: int, seed: int, file_format: str = "PNG", mode: 
     image = Image.fromarray(np.clip(ramp + noise, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(image)
     for _ in range(4):
-        x, y = rng.integers(0, max(2, width - 8)), rng.integers(0, max(2, height - 8))
+        x, y = int(rng.integers(0, max(2, width - 8))), int(rng.integers(0, max(2, height - 8)))
         colour = tuple(int(c) for c in rng.integers(0, 255, 3))
         pen.ellipse((x, y, x + max(4, width // 3), y + max(4, height // 3)), fill=colour)
     return encode(image if mode == "RGB" else image.convert(mode), file_format)
@@ -107,13 +108,14 @@ def film(
     rng = np.random.default_rng(seed)
     colour = tuple(int(c) for c in rng.integers(64, 255, 3))
     with av.open(buffer, "w", format=container) as out:
-        stream = out.add_stream(codec, rate=Fraction(rate))
+        stream: Any = out.add_stream(codec, rate=Fraction(rate))  # PyAV's types do not know that it is a video
+        frame_of: Any = av.VideoFrame.from_image
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for index in range(frames):
             image = Image.new("RGB", (width, height), (20, 30, 60))
             x = int((width - 16) * index / max(1, frames - 1))
             ImageDraw.Draw(image).ellipse((x, height // 3, x + 16, height // 3 + 16), fill=colour)
-            out.mux(stream.encode(av.VideoFrame.from_image(image)))
+            out.mux(stream.encode(frame_of(image)))
         out.mux(stream.encode())
     return buffer.getvalue()
 
@@ -259,4 +261,3 @@ def mixed_cases() -> Iterator[Case]:
 def all_cases() -> list[Case]:
     """Every case, in a fixed order."""
     return [*text_cases(), *image_cases(), *video_cases(), *mixed_cases()]
-

@@ -168,4 +168,3 @@ async def first_token(node: Node, case: Case, alternatives: int) -> dict[int, fl
         request = chat.ChatRequest(conversation=case.to_conversation(), generation=options)
         response = await stub.Chat(request, timeout=120)
     return {a.token_id: a.logprob for a in response.choices[0].logprobs[0].alternatives}
-

@@ -42,33 +42,38 @@ class Node:
 
 
 @contextmanager
-def fleet(model: Path, logs: Path, dtype: str = "float32", conditions: tuple[Condition, ...] = CONDITIONS) -> Iterator[dict[str, Node]]:
+def fleet(
+    model: Path, logs: Path, dtype: str = "float32", conditions: tuple[Condition, ...] = CONDITIONS
+) -> Iterator[dict[str, Node]]:
     """The nodes by the name of their condition. Raises AssertionError with what never listened."""
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as resources:
         redis = resources.enter_context(LocalRedis())
         common = {"DIPTYCH_MODEL": str(model), "DIPTYCH_DTYPE": dtype, "DIPTYCH_THREADS": "1"}
 
-        def start(name: str, module: str, cache_url: str, **settings: str) -> Child:
+        def start(module: str, condition: Condition, **settings: str) -> Child:
             prefix = f"DIPTYCH_{module.rpartition('.')[2].upper()}_"
-            own = {prefix + key: value for key, value in {"LISTEN": "127.0.0.1:0", **settings}.items()}
-            child = Child(name.replace(" ", "-"), module, {**common, "DIPTYCH_CACHE_URL": cache_url, **own}, logs)
+            own = {prefix + name: value for name, value in {"LISTEN": "127.0.0.1:0", **settings}.items()}
+            cache = {"DIPTYCH_CACHE_URL": redis.url if condition.redis else "memory://"}
+            name = f"{module} {condition.name}".replace(" ", "-")
+            child = Child(name, module, {**common, **cache, **own}, logs)
             resources.callback(child.stop, STOP_TIMEOUT_S)
             return child
 
-        urls = {shared: redis.url if shared else "memory://" for shared in (True, False)}
-        encoders = {shared: start(f"encoder {shared}", "services.encoder", urls[shared]) for shared in urls}
-        decoders = {c.name: start(f"decoder {c.name}", "services.decoder", urls[c.redis], **c.decoder) for c in conditions}
-        behind = {c.name: (listening(encoders[c.redis]), listening(decoders[c.name])) for c in conditions}
-        gateways = {
-            c.name: start(f"gateway {c.name}", "gateway", urls[c.redis], ENCODER=behind[c.name][0], DECODER=behind[c.name][1])
-            for c in conditions
-        }
-        yield {c.name: Node(listening(gateways[c.name]), behind[c.name][1], behind[c.name][0]) for c in conditions}
+        shared = {condition.redis: condition for condition in conditions}  # one encoder with Redis, one without
+        encoders = {has_redis: start("services.encoder", condition) for has_redis, condition in shared.items()}
+        decoders = [start("services.decoder", condition, **condition.decoder) for condition in conditions]
+        behind = [(listening(encoders[c.redis]), listening(d)) for c, d in zip(conditions, decoders, strict=True)]
+        gateways = [
+            start("gateway", condition, ENCODER=encoder, DECODER=decoder)
+            for condition, (encoder, decoder) in zip(conditions, behind, strict=True)
+        ]
+        nodes = [Node(listening(g), decoder, encoder) for g, (encoder, decoder) in zip(gateways, behind, strict=True)]
+        yield {condition.name: node for condition, node in zip(conditions, nodes, strict=True)}
 
 
 def listening(child: Child) -> str:
     """The child's address, once it has one."""
-    wait_until(lambda: child.address is not None or child.exit_code is not None, f"{child.name} listens", START_TIMEOUT_S)
+    wait_until(lambda: bool(child.address or child.exit_code is not None), f"{child.name} listens", START_TIMEOUT_S)
     assert child.address is not None, f"{child.name} ended: {child.log_tail()}"
     return child.address

@@ -1,8 +1,9 @@
-"""What transformers answers: its model, its tokenizer and template, its PIL image processor; frames and positions restated."""
+"""What transformers answers: its model, tokenizer, template and PIL image processor; frames and positions restated."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ class Reference:
     """A checkpoint run by transformers in fp32 on the CPU."""
 
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
-        self.model = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.model: Any = Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=dtype)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.processor = Qwen2VLImageProcessorPil.from_pretrained(folder)
         self.video_limits = self._video_limits(folder)
         self.merge = self.processor.merge_size
@@ -144,23 +145,24 @@ class Reference:
         inputs = self._inputs(case, prompt)
         grids = {name: inputs.get(name) for name in ("image_grid_thw", "video_grid_thw")}
         positions, _ = self.model.model.get_rope_index(inputs["input_ids"], inputs["mm_token_type_ids"], **grids)
-        return positions[:, 0].numpy()
+        return np.asarray(positions[:, 0])
 
     @torch.inference_mode()
     def first_token(self, case: Case) -> np.ndarray:
         """Log probabilities `[vocabulary]` of the first token, pads left out as they are never sampled."""
         prompt = self.prompt(case)
         positions = torch.from_numpy(prompt.positions)[:, None, :]
-        logits = self.model(**self._inputs(case, prompt), position_ids=positions, logits_to_keep=1).logits[0, -1].float()
+        out = self.model(**self._inputs(case, prompt), position_ids=positions, logits_to_keep=1)
+        logits = out.logits[0, -1].float()
         logits[list(self.pads)] = -torch.inf
-        return torch.log_softmax(logits, -1).numpy()
+        return np.asarray(torch.log_softmax(logits, -1))
 
     @torch.inference_mode()
     def embeddings(self, item: Media) -> np.ndarray:
         """The vision tower's rows `[tokens, width]` for one item."""
         pixels = self.pixels(item)
         out = self.model.model.visual(pixels.rows.to(self.model.dtype), grid_thw=torch.tensor([pixels.grid]))
-        return out.pooler_output.float().numpy()
+        return np.asarray(out.pooler_output.float())
 
 
 def _content(piece: object) -> dict[str, object]:

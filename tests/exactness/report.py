@@ -24,9 +24,9 @@ def _lines(results: Sequence["Result"], seconds: float) -> Iterator[str]:
     cases = sum(next(iter(result.tallies.values())).total for result in results)
     yield "# Exactness: results"
     yield ""
-    yield f"Written by `make exactness` in {seconds / 60:.0f} minutes: {cases} distinct cases (conversation x checkpoint),"
-    yield f"each in every condition below, against transformers {transformers.__version__} in fp32 on the CPU, greedy,"
-    yield "12 tokens. A number is how many came out equal, of how many. What the yardstick is: [exactness.md](exactness.md)."
+    yield f"Written by `make exactness` in {seconds / 60:.0f} minutes: {cases} cases (conversation x checkpoint),"
+    yield f"each in every condition below. Against transformers {transformers.__version__}, fp32 on the CPU, greedy, 12"
+    yield "tokens. A number is how many came out equal, of how many. The yardstick: [exactness.md](exactness.md)."
     yield ""
     yield from _tallies(results)
     yield ""
@@ -56,8 +56,8 @@ def _lines(results: Sequence["Result"], seconds: float) -> Iterator[str]:
     yield ""
     yield "## Where transformers would place text elsewhere"
     yield ""
-    yield "In these cases a video has more slices than merged rows and columns. This release of transformers puts the text"
-    yield "that follows inside the video; the reference above was given the trained rule's positions instead."
+    yield "In these cases a video has more slices than merged rows and columns. This release of transformers puts the"
+    yield "text that follows inside the video; the reference above was given the trained rule's positions instead."
     yield ""
     for result in results:
         yield f"- {result.checkpoint}: {'; '.join(result.deviations) or 'none'}"

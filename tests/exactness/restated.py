@@ -1,12 +1,13 @@
 """The media and position rules once more, written apart from the services so that both can be wrong only together.
 
-Nothing here imports the project's own rules. Sources: qwen_vl_utils 0.0.14 for sizes and frames, the Qwen2-VL report for
-positions ("after any media the next position is the maximum over the three axes, plus one").
+Nothing here imports the project's own rules. Sources: qwen_vl_utils 0.0.14 for sizes and frames, the report on Qwen2-VL
+for positions ("after any media the next position is the maximum over the three axes, plus one").
 """
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import av
 import numpy as np
@@ -52,7 +53,7 @@ def clip_range(total: int, rate: float, start: float | None, end: float | None) 
     return first, last
 
 
-def frame_indices(total: int, rate: float, options: dict[str, float]) -> list[int]:
+def frame_indices(total: int, rate: float, options: Mapping[str, float]) -> list[int]:
     """The frames a request uses, by fps or by number."""
     first, last = clip_range(total, rate, options.get("start_seconds"), options.get("end_seconds"))
     length = last - first + 1
@@ -66,7 +67,9 @@ def frame_indices(total: int, rate: float, options: dict[str, float]) -> list[in
     return [int(index) for index in torch.linspace(first, last, count).round().long()]
 
 
-def video_limits(frames: int, factor: int, options: dict[str, float], default: tuple[int, int]) -> tuple[float, float]:
+def video_limits(
+    frames: int, factor: int, options: Mapping[str, float], default: tuple[int, int]
+) -> tuple[float, float]:
     """Least and most pixels of one frame of a video that uses `frames` frames."""
     area = factor * factor
     least = options.get("min_pixels", default[0])
@@ -77,12 +80,13 @@ def video_limits(frames: int, factor: int, options: dict[str, float], default: t
 
 def decode_all(data: bytes) -> tuple[list[Image.Image], float]:
     """Every frame of a container, turned upright, and the average rate."""
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         stream = container.streams.video[0]
         rate = float(stream.average_rate or 0)
         frames = []
         for frame in container.decode(stream):
-            picture = frame.to_image()
+            to_image: Any = frame.to_image  # without annotations in PyAV
+            picture = to_image()
             frames.append(picture.rotate(frame.rotation, expand=True) if frame.rotation else picture)
     return frames, rate
 
@@ -91,9 +95,9 @@ def patches(
     frames: Sequence[Image.Image], patch: int, merge: int, mean: Sequence[float], std: Sequence[float]
 ) -> np.ndarray:
     """Pixels of an even number of equal frames as rows of patches, `[t*h*w, 3*2*patch*patch]`."""
-    pixels = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames]) * np.float32(1 / 255)
-    pixels = (pixels - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
-    slices = []
+    values = np.stack([np.asarray(frame, dtype=np.float32) for frame in frames]) * np.float32(1 / 255)
+    pixels = (values - np.array(mean, np.float32)) / np.array(std, np.float32)
+    rows_of_patches = []
     for t in range(0, len(frames), 2):
         rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
         for top in range(0, rows, merge):
@@ -101,8 +105,8 @@ def patches(
                 for y in range(top, top + merge):
                     for x in range(left, left + merge):
                         block = pixels[t : t + 2, y * patch : (y + 1) * patch, x * patch : (x + 1) * patch]
-                        slices.append(block.transpose(3, 0, 1, 2).reshape(-1))
-    return np.stack(slices)
+                        rows_of_patches.append(block.transpose(3, 0, 1, 2).reshape(-1))
+    return np.stack(rows_of_patches)
 
 
 def walk_positions(

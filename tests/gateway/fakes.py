@@ -18,6 +18,7 @@ from diptych.v1 import (
     generation_pb2,
 )
 
+from gateway.caller import guards_of
 from gateway.rooms import Rooms
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
@@ -147,6 +148,8 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
         async for response in self._embeddings(prompt, requests):
             yield response
+        begun = decoder_service_pb2.GenerateBegun(num_cached_tokens=3, queue_ms=1.5)
+        yield decoder_service_pb2.GenerateResponse(begun=begun)
         num_sent = 0
         for step in range(max(map(len, self.scripts))):
             for index, script in enumerate(self.scripts):
@@ -159,7 +162,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             await asyncio.Event().wait()
         eos = self.checkpoint.generation.eos_token_ids[0]
         ends = [End(reason=self.end_reason, stop_token_id=eos, num_tokens=len(script) + 1) for script in self.scripts]
-        finished = decoder_service_pb2.GenerateFinished(ends=ends, num_cached_tokens=3, queue_ms=1.5)
+        finished = decoder_service_pb2.GenerateFinished(ends=ends)
         yield decoder_service_pb2.GenerateResponse(finished=finished)
 
     async def _embeddings(self, prompt: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -216,10 +219,12 @@ class Stage:
 
 
 @asynccontextmanager
-async def serving(register: Any, servicer: Any) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
+async def serving(
+    register: Any, servicer: Any, guards: Sequence[grpc.aio.ServerInterceptor] = ()
+) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """A server on a free port."""
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor()],
+        interceptors=[ErrorInterceptor(), *guards],
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
     )
     register(servicer, server)
@@ -245,7 +250,7 @@ async def staged(checkpoint: Checkpoint, **settings: Any) -> AsyncIterator[Stage
         rooms = Rooms(chosen, checkpoint, to_encoder, to_decoder)
         register = chat_service_pb2_grpc.add_ChatServiceServicer_to_server
         async with (
-            serving(register, ChatService(chosen, rooms)) as (gateway_at, gateway_server),
+            serving(register, ChatService(chosen, rooms), guards_of(chosen)) as (gateway_at, gateway_server),
             grpc.aio.insecure_channel(gateway_at, options=[("grpc.max_send_message_length", -1)]) as channel,
         ):
             servers = {"encoder": encoder_server, "decoder": decoder_server, "gateway": gateway_server}

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import grpc
+import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.harness import wait_until
@@ -35,6 +36,23 @@ def test_wrong_settings_are_named() -> None:
     assert done.returncode == 2
     for name in ("DIPTYCH_MODEL", "DIPTYCH_GATEWAY_ENCODER", "DIPTYCH_GATEWAY_MAX_MEDIA"):
         assert name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--listen", "0.0.0.0:0"], "DIPTYCH_GATEWAY_LISTEN: "),
+        (["--tokens-file", "/nowhere"], "DIPTYCH_GATEWAY_TOKENS_FILE: "),
+        (["--tokens-file", __file__], "line 1 is not: tenant"),
+    ],
+)
+def test_unsafe_settings_end_the_start(checkpoint: Path, arguments: list[str], named: str) -> None:
+    """The gateway does not listen to other machines unguarded, nor with tokens that it cannot read."""
+    command = [sys.executable, "-m", "gateway", "--model", str(checkpoint), "--encoder", "x:1", "--decoder", "x:1"]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert named in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_folder_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:

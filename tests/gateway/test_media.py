@@ -18,16 +18,15 @@ from services.common.checkpoint import Checkpoint
 from services.common.errors import InvalidRequest, MediaNotFound
 from tests.gateway.conftest import picture
 
-KEY = b"k" * 32
+TENANT = "acme"
 PATH = "conversation.messages[0].parts[0]"
 MakeLoader = Callable[..., MediaLoader]
 
 
 @pytest.fixture
 def make_loader(model: Checkpoint) -> MakeLoader:
-    store = MediaStore(
-        open_cache("memory://", ttl_s=60, max_bytes=1 << 20), open_cache("memory://", ttl_s=60, max_bytes=1 << 20)
-    )
+    caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(2)]
+    store = MediaStore(caches[0], caches[1], b"")
 
     def make(
         rules: SourceRules | None = None, limits: Limits | None = None, defaults: MediaDefaults | None = None
@@ -44,7 +43,7 @@ def conversation(*media: content.Image | content.Video) -> content.Conversation:
 
 
 async def load(loader: MediaLoader, *media: content.Image | content.Video) -> list[MediaItem]:
-    return await loader.load(conversation(*media), KEY)
+    return await loader.load(conversation(*media), TENANT)
 
 
 async def refusal(loader: MediaLoader, *media: content.Image | content.Video) -> dict[str, str]:
@@ -128,11 +127,11 @@ async def test_digests_name_what_was_sent_before(make_loader: MakeLoader, png: b
     """Media sent once can be named by its digest, by the same tenant only."""
     loader = make_loader()
     [item] = await load(loader, content.Image(data=png))
-    await loader.remember([item], KEY)
+    await loader.remember([item], TENANT)
     [again] = await load(loader, content.Image(digest=item.digest))
     assert again.files == (png,)
     with pytest.raises(MediaNotFound, match=r"messages\[0\]\.parts\[0\]\.image\.digest"):
-        await loader.load(conversation(content.Image(digest=item.digest)), b"another tenant's key".ljust(32))
+        await loader.load(conversation(content.Image(digest=item.digest)), "globex")
 
 
 async def test_every_item_is_judged(make_loader: MakeLoader, png: bytes, mp4: bytes) -> None:

@@ -129,12 +129,16 @@ async def test_the_stream_starts_and_finishes_once(stage: Stage, prompts: Prompt
 
 
 async def test_a_stop_string_ends_the_answer_and_the_decoders_work(stage: Stage, prompts: PromptBuilder) -> None:
-    """The text ends before the stop string; the decoder is cancelled; what was cut off is not counted."""
+    """The text ends before the stop string; the decoder is cancelled; what was cut off is not counted.
+
+    What the decoder found cached is told all the same.
+    """
     stage.decoder.scripts, stage.decoder.endless = [script(prompts, "one END two")], True
     response = await chat(stage, says("?"), Generation(temperature=0, stop=["END"]))
     [choice] = response.choices
     assert (choice.text, choice.end.stop) == ("one ", "END")
     assert response.usage.num_completion_tokens == len(choice.end.token_ids)
+    assert (response.usage.num_cached_tokens, response.timings.queue_ms) == (3, 1.5)
     assert prompts.tokenizer._tokenizer.decode(list(choice.end.token_ids)).startswith("one ")
     await asyncio.wait_for(stage.decoder.cancelled.wait(), 5)
 

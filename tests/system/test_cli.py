@@ -146,6 +146,21 @@ def test_up_stops_when_a_service_dies(checkpoint: Path, tmp_path: Path) -> None:
         assert [pid for pid in started.values() if Path(f"/proc/{pid}").exists()] == []
 
 
+def test_services_drain_when_up_itself_is_killed(checkpoint: Path, tmp_path: Path) -> None:
+    """A launcher that is killed leaves no service behind."""
+    with up(checkpoint, tmp_path) as process:
+        output = tmp_path / "output"
+        wait_until(lambda: "Stop: Ctrl-C" in output.read_text() or process.poll() is not None, "diptych up is up", 60)
+        started = children(process)
+        services = [pid for line, pid in started.items() if "-m" in line]
+        assert len(services) == 3
+        process.kill()
+        os.kill(next(pid for pid in started.values() if pid not in services), signal.SIGTERM)  # Redis stays behind
+        wait_until(
+            lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in services), "the services have ended", 30
+        )
+
+
 def test_up_with_no_such_model_says_so(tmp_path: Path) -> None:
     """A model that is not there ends with 1 and the service's own words."""
     with up(tmp_path / "nothing-here", tmp_path) as process:

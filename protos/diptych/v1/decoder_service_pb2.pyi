@@ -48,14 +48,24 @@ class MediaPlacement(_message.Message):
     def __init__(self, offset: _Optional[int] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("tokens", "missing", "finished")
+    __slots__ = ("tokens", "missing", "finished", "begun")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    BEGUN_FIELD_NUMBER: _ClassVar[int]
     tokens: TokenDelta
     missing: EmbeddingMissing
     finished: GenerateFinished
-    def __init__(self, tokens: _Optional[_Union[TokenDelta, _Mapping]] = ..., missing: _Optional[_Union[EmbeddingMissing, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ...) -> None: ...
+    begun: GenerateBegun
+    def __init__(self, tokens: _Optional[_Union[TokenDelta, _Mapping]] = ..., missing: _Optional[_Union[EmbeddingMissing, _Mapping]] = ..., finished: _Optional[_Union[GenerateFinished, _Mapping]] = ..., begun: _Optional[_Union[GenerateBegun, _Mapping]] = ...) -> None: ...
+
+class GenerateBegun(_message.Message):
+    __slots__ = ("num_cached_tokens", "queue_ms")
+    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
+    num_cached_tokens: int
+    queue_ms: float
+    def __init__(self, num_cached_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("index", "token_ids", "logprobs")
@@ -74,7 +84,7 @@ class EmbeddingMissing(_message.Message):
     def __init__(self, media_index: _Optional[int] = ...) -> None: ...
 
 class GenerateFinished(_message.Message):
-    __slots__ = ("ends", "num_cached_tokens", "queue_ms")
+    __slots__ = ("ends",)
     class End(_message.Message):
         __slots__ = ("reason", "stop_token_id", "num_tokens")
         REASON_FIELD_NUMBER: _ClassVar[int]
@@ -85,19 +95,15 @@ class GenerateFinished(_message.Message):
         num_tokens: int
         def __init__(self, reason: _Optional[_Union[_generation_pb2.FinishReason, str]] = ..., stop_token_id: _Optional[int] = ..., num_tokens: _Optional[int] = ...) -> None: ...
     ENDS_FIELD_NUMBER: _ClassVar[int]
-    NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    QUEUE_MS_FIELD_NUMBER: _ClassVar[int]
     ends: _containers.RepeatedCompositeFieldContainer[GenerateFinished.End]
-    num_cached_tokens: int
-    queue_ms: float
-    def __init__(self, ends: _Optional[_Iterable[_Union[GenerateFinished.End, _Mapping]]] = ..., num_cached_tokens: _Optional[int] = ..., queue_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, ends: _Optional[_Iterable[_Union[GenerateFinished.End, _Mapping]]] = ...) -> None: ...
 
 class GetDecoderCapabilitiesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class GetDecoderCapabilitiesResponse(_message.Message):
-    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache")
+    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache", "quantization")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +112,7 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     MAX_CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MERGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
+    QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     model: str
     checkpoint_digest: str
     width: int
@@ -114,7 +121,8 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     max_context_tokens: int
     merge_size: int
     cache: str
-    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ...) -> None: ...
+    quantization: str
+    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

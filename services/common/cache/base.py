@@ -6,9 +6,10 @@ names what was not written.
 """
 
 import asyncio
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
@@ -23,6 +24,7 @@ from services.common.embedding import (
     unpack_slice,
 )
 from services.common.keys import digest_of, upload_key
+from services.common.seal import Seal
 
 THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event loop
 
@@ -51,24 +53,35 @@ class ByteStore(Protocol):
     async def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CacheStats:
-    """Counted since the cache was opened. A look-up that failed is a miss and an error."""
+    """Counted since the cache was opened. A look-up that failed is a miss and an error. Bytes are as stored."""
 
-    hits: int
-    misses: int
-    errors: int
-    corrupt: int
-    bytes_read: int
-    bytes_written: int
+    hits: int = 0
+    misses: int = 0
+    errors: int = 0
+    corrupt: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
 
 
 class EmbeddingCache:
-    """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store."""
+    """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store.
 
-    def __init__(self, store: ByteStore) -> None:
-        self._store = store
-        self._hits = self._misses = self._errors = self._corrupt = self._bytes_read = self._bytes_written = 0
+    With a seal, values are stored sealed for the tenant that `of` has named; one that does not open does not verify.
+    """
+
+    def __init__(self, store: ByteStore, seal: Seal | None = None) -> None:
+        self._store, self._seal = store, seal
+        self._stats = CacheStats()
+
+    def of(self, tenant: str) -> Self:
+        """The same cache, its values sealed for `tenant`."""
+        if self._seal is None:
+            return self
+        own = copy.copy(self)
+        own._seal = self._seal.of(tenant)
+        return own
 
     @property
     def shared(self) -> bool:
@@ -138,8 +151,7 @@ class EmbeddingCache:
 
     def stats(self) -> CacheStats:
         """What has happened so far."""
-        counts = (self._hits, self._misses, self._errors, self._corrupt, self._bytes_read, self._bytes_written)
-        return CacheStats(*counts)
+        return replace(self._stats)
 
     async def _get(self, keys: Sequence[str], unpack: Callable[[bytes], T]) -> list[T | None]:
         if not keys:
@@ -150,27 +162,41 @@ class EmbeddingCache:
             self._failed("get", error)
             values = [None] * len(keys)
         size = sum(len(value) for value in values if value is not None)
-        found = await _off_loop(size, lambda: [_verified(value, unpack) for value in values])
-        self._bytes_read += size
-        self._hits += sum(value is not None for value in found)
-        self._misses += sum(value is None for value in found)
+        pairs = list(zip(keys, values, strict=True))
+        found = await _off_loop(size, lambda: [self._verified(key, value, unpack) for key, value in pairs])
+        self._stats.bytes_read += size
+        self._stats.hits += sum(value is not None for value in found)
+        self._stats.misses += sum(value is None for value in found)
         await self._discard([k for k, v, f in zip(keys, values, found, strict=True) if v is not None and f is None])
         return found
 
+    def _verified(self, key: str, value: bytes | None, unpack: Callable[[bytes], T]) -> T | None:
+        try:
+            return None if value is None else unpack(self._seal.open(key, value) if self._seal else value)
+        except CorruptValue:
+            return None
+
     async def _put(self, values: Mapping[str, bytes]) -> bool:
+        values = await self._sealed(values)
         try:
             await self._store.put(values)
         except StoreError as error:
             self._failed("put", error)
             return False
-        self._bytes_written += sum(len(value) for value in values.values())
+        self._stats.bytes_written += _size(values)
         return True
+
+    async def _sealed(self, values: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        seal = self._seal
+        if seal is None:
+            return values
+        return await _off_loop(_size(values), lambda: {key: seal.close(key, value) for key, value in values.items()})
 
     async def _discard(self, keys: Sequence[str]) -> None:
         """Delete values that did not verify."""
         if not keys:
             return
-        self._corrupt += len(keys)
+        self._stats.corrupt += len(keys)
         log.warning("corrupt values in the cache", num_items=len(keys))
         try:
             await self._store.delete(keys)
@@ -178,7 +204,7 @@ class EmbeddingCache:
             self._failed("delete", error)
 
     def _failed(self, operation: str, error: Exception) -> None:
-        self._errors += 1
+        self._stats.errors += 1
         if isinstance(error, StoreDown):
             return  # said when it went down
         log.warning("cache failed", operation=operation, reason=type(error.__cause__ or error).__name__)
@@ -188,11 +214,8 @@ async def _off_loop(num_bytes: int, work: Callable[[], T]) -> T:
     return await asyncio.to_thread(work) if num_bytes >= THREAD_BYTES else work()
 
 
-def _verified(value: bytes | None, unpack: Callable[[bytes], T]) -> T | None:
-    try:
-        return None if value is None else unpack(value)
-    except CorruptValue:
-        return None
+def _size(values: Mapping[str, bytes]) -> int:
+    return sum(len(value) for value in values.values())
 
 
 def _packed(part: Slice) -> bytes:

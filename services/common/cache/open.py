@@ -1,21 +1,25 @@
 """The cache that a URL names."""
 
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 from services.common.cache.base import EmbeddingCache
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
+from services.common.seal import Seal
 
 
-def open_cache(url: str, *, ttl_s: int, max_bytes: int) -> EmbeddingCache:
+def open_cache(url: str, *, ttl_s: int, max_bytes: int, secrets: Sequence[bytes] = ()) -> EmbeddingCache:
     """redis://, rediss:// and unix:// share values among processes; memory:// holds `max_bytes` in this one.
 
-    Nothing is connected yet: a server that is down is a cache that misses. ValueError for another scheme.
+    What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
+    process is not. Nothing is connected yet: a server that is down is a cache that misses. ValueError for another
+    scheme.
     """
     match urlsplit(url).scheme:
         case "memory":
             return EmbeddingCache(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes))
         case "redis" | "rediss" | "unix":
-            return EmbeddingCache(RedisStore(url, ttl_s=ttl_s))
+            return EmbeddingCache(RedisStore(url, ttl_s=ttl_s), Seal(secrets) if secrets else None)
         case scheme:
             raise ValueError(f"a cache URL starts with redis://, rediss://, unix:// or memory://, not {scheme}://")

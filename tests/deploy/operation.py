@@ -1,20 +1,14 @@
-"""What holds of every render. A property yields a line for each thing that is wrong."""
+"""What makes it run, and keep running, of every render. A property yields a line for each thing that is wrong."""
 
-import functools
-import json
 import re
-import tomllib
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-import kubernetes_validate
 from diptych.v1 import chat_service_pb2, decoder_service_pb2, encoder_service_pb2
-from kubernetes_validate import utils
 
 from cli.stack import START_TIMEOUT_S
 from services.common.settings import variable_name
 from tests.deploy.manifests import (
-    ROOT,
     SECRETS,
     SETTINGS,
     Manifest,
@@ -26,90 +20,13 @@ from tests.deploy.manifests import (
     pod_of,
     quantity,
 )
-from tests.deploy.network import edges, matches
+from tests.deploy.network import matches
 
 SERVICES = {
     "gateway": chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
     "encoder": encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
     "decoder": decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name,
 }
-SCHEMA_VERSIONS = ("1.31", "1.37")  # the oldest that docs/kubernetes.md names, and the newest at hand
-VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-
-utils.schema_contents = functools.cache(utils.schema_contents)  # or each object reads five megabytes of JSON again
-
-
-def follows_the_schemas(render: Render) -> Iterator[str]:
-    """Kubernetes knows every field, and every value has its type."""
-    for manifest in render.manifests:
-        metadata = {key: value for key, value in manifest["metadata"].items() if key != "namespace"}
-        for error in _schema_errors(json.dumps(manifest | {"metadata": metadata})):
-            yield f"{name_of(manifest)}: {error}"
-
-
-def is_unprivileged(render: Render) -> Iterator[str]:
-    """Pod security "restricted": no root, no capabilities, no escalation, the runtime's seccomp profile."""
-    for workload in render.of("Deployment"):
-        pod = pod_of(workload)
-        context = pod.get("securityContext", {})
-        if not (context.get("runAsNonRoot") and context.get("runAsUser", 0) > 0):
-            yield f"{name_of(workload)}: may run as root"
-        if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-            yield f"{name_of(workload)}: has no seccomp profile"
-        if any(pod.get(sharing) for sharing in ("hostNetwork", "hostPID", "hostIPC")):
-            yield f"{name_of(workload)}: shares the node's namespaces"
-        for container in containers_of(workload):
-            wanted = {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
-            if not wanted.items() <= container.get("securityContext", {}).items():
-                yield f"{name_of(workload)}: {container['name']} has privileges"
-
-
-def writes_only_to_scratch(render: Render) -> Iterator[str]:
-    """Root file systems are read-only; what is mounted to be written is an emptyDir, and /tmp is one."""
-    for workload in render.of("Deployment"):
-        volumes = {volume["name"]: volume for volume in pod_of(workload)["volumes"]}
-        for container in containers_of(workload):
-            if not container.get("securityContext", {}).get("readOnlyRootFilesystem"):
-                yield f"{name_of(workload)}: {container['name']} can write to its root"
-            for mount in container["volumeMounts"]:
-                if not mount.get("readOnly") and "emptyDir" not in volumes[mount["name"]]:
-                    yield f"{name_of(workload)}: {mount['mountPath']} can be written"
-        if "/tmp" not in [mount["mountPath"] for mount in container_of(workload)["volumeMounts"]]:  # noqa: S108
-            yield f"{name_of(workload)}: has no /tmp"
-
-
-def has_no_api_token(render: Render) -> Iterator[str]:
-    """Each workload has an account of its own, and no token of it."""
-    for workload in render.of("Deployment"):
-        pod, name = pod_of(workload), workload["metadata"]["name"]
-        account = render.find("ServiceAccount", pod.get("serviceAccountName", ""))
-        if account is None or account["metadata"]["name"] != name:
-            yield f"{name_of(workload)}: has no account of its own"
-        elif account.get("automountServiceAccountToken", True) or pod.get("automountServiceAccountToken", True):
-            yield f"{name_of(workload)}: mounts a token"
-
-
-def denies_by_default(render: Render) -> Iterator[str]:
-    """One policy is about every pod, for both directions, and lets nothing through."""
-    deny = render.get("NetworkPolicy", "default-deny")["spec"]
-    if set(deny) != {"podSelector", "policyTypes"} or set(deny["policyTypes"]) != {"Ingress", "Egress"}:
-        yield "the default lets something through"
-    for workload in render.of("Deployment"):
-        if not matches(deny["podSelector"], labels_of(workload)):
-            yield f"{name_of(workload)}: is not denied anything"
-
-
-def has_the_edges_of_the_journey(render: Render) -> Iterator[str]:
-    """Clients reach the gateway, it the encoder and the decoder, these three Redis and DNS; nothing else is open."""
-    store = "redis" if render.find("Deployment", "redis") else "private address"
-    wanted = {("client", "gateway", "TCP", 50051)}
-    wanted |= {("gateway", name, "TCP", 50051) for name in ("encoder", "decoder")}
-    wanted |= {(name, store, "TCP", 6379) for name in SETTINGS}
-    pods = [workload["metadata"]["name"] for workload in render.of("Deployment")]
-    wanted |= {(name, "dns", protocol, 53) for name in pods for protocol in ("TCP", "UDP")}
-    allowed = edges(render)
-    yield from (f"open, and not meant to be: {edge}" for edge in sorted(allowed - wanted))
-    yield from (f"closed, and needed: {edge}" for edge in sorted(wanted - allowed))
 
 
 def is_probed_over_grpc(render: Render) -> Iterator[str]:
@@ -180,7 +97,7 @@ def sets_what_exists(render: Render) -> Iterator[str]:
 
 
 def listens_where_it_is_called(render: Render) -> Iterator[str]:
-    """A headless Service selects exactly its pods, its port is the one they listen on, and the gateway's targets exist."""
+    """A headless Service selects exactly its pods, at the port they listen on; the gateway looks where they are."""
     for workload in render.of("Deployment"):
         service = render.get("Service", workload["metadata"]["name"])["spec"]
         if service["clusterIP"] != "None":
@@ -236,29 +153,6 @@ def says_what_it_needs(render: Render) -> Iterator[str]:
     yield from _memory_beyond_the_pod(render)
 
 
-def keeps_the_secret(render: Render) -> Iterator[str]:
-    """The cache's secret comes from a Secret, to those who make keys of it and to no one else."""
-    for workload in render.of("Deployment"):
-        sources = {v["name"]: v["valueFrom"] for v in container_of(workload).get("env", []) if "valueFrom" in v}
-        from_secret = "secretKeyRef" in sources.get("DIPTYCH_CACHE_SECRET", {})
-        if from_secret != (workload["metadata"]["name"] in {"gateway", "encoder"}):
-            yield f"{name_of(workload)}: the cache's secret is {'given' if from_secret else 'missing'}"
-    for config in render.of("ConfigMap"):
-        if any(re.search("SECRET|PASSWORD|TOKEN", key) for key in config["data"]):
-            yield f"{name_of(config)}: holds a secret"
-
-
-def pins_its_images(render: Render) -> Iterator[str]:
-    """Images have tags that stand still; the project's own are of its version."""
-    for workload in render.of("Deployment"):
-        for container in containers_of(workload):
-            name, _, tag = container["image"].partition(":")
-            if not tag or tag == "latest":
-                yield f"{name_of(workload)}: {container['image']} may change"
-            if name.removeprefix("diptych-") in SETTINGS and tag.removesuffix("-cuda") != VERSION:
-                yield f"{name_of(workload)}: {container['image']} is not of version {VERSION}"
-
-
 def mounts_the_model(render: Render) -> Iterator[str]:
     """All three servers find the same checkpoint below /models, read-only, and no hub is asked."""
     models = {render.settings(name).model for name in SETTINGS}
@@ -273,7 +167,7 @@ def mounts_the_model(render: Render) -> Iterator[str]:
 
 
 def names_what_exists(render: Render) -> Iterator[str]:
-    """ConfigMaps, Secrets and claims that are named exist, or are the operator's; settings roll their pods by a hash."""
+    """ConfigMaps, Secrets and claims exist or are the operator's; changed settings roll their pods, by a hash."""
     claims = set()
     for workload in render.of("Deployment"):
         for kind, name in _references(workload):
@@ -309,43 +203,6 @@ def leaves_replicas_to_autoscalers(render: Render) -> Iterator[str]:
     for workload in render.of("Deployment"):
         if ("replicas" in workload["spec"]) == (workload["metadata"]["name"] in scaled):
             yield f"{name_of(workload)}: {'two' if 'replicas' in workload['spec'] else 'none'} say how many"
-
-
-PROPERTIES = (
-    follows_the_schemas,
-    is_unprivileged,
-    writes_only_to_scratch,
-    has_no_api_token,
-    denies_by_default,
-    has_the_edges_of_the_journey,
-    is_probed_over_grpc,
-    has_time_to_load,
-    lets_streams_finish,
-    stops_while_it_loads,
-    sets_what_exists,
-    listens_where_it_is_called,
-    survives_evictions,
-    spreads_over_nodes,
-    says_what_it_needs,
-    keeps_the_secret,
-    pins_its_images,
-    mounts_the_model,
-    names_what_exists,
-    uses_gpus_wholly_or_not,
-    leaves_replicas_to_autoscalers,
-)
-
-
-@functools.cache
-def _schema_errors(manifest: str) -> list[str]:
-    """What each version says against an object. Most objects are the same in many renders."""
-    found = []
-    for version in SCHEMA_VERSIONS:
-        try:
-            kubernetes_validate.validate(json.loads(manifest), version, strict=True)
-        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
-            found.append(f"{version}: {error.message}")
-    return found
 
 
 def _memory_beyond_the_pod(render: Render) -> Iterator[str]:

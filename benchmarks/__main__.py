@@ -1,0 +1,139 @@
+"""`make bench`: measures this machine's limits, the engine, its peers and the services, and writes down what came out.
+
+Writes benchmarks/results.json, docs/performance.md and its plots. `VLLM_VENV` names an environment with vLLM for the
+CPU; without it vLLM is left out.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import serve
+from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
+from benchmarks.figures import CONTEXT, Figure, Result, heard, ratio_of, write_results
+from benchmarks.limits import Limits, measure_limits, prefill_work, step_work
+from benchmarks.plots import draw_plots
+from benchmarks.report import Conditions, results_table, write_report
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+DEMO = ROOT / "models" / "demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A program that prints figures. `python`: the interpreter that has what it needs."""
+
+    name: str
+    module: str
+    options: tuple[str, ...] = ()
+    python: str = sys.executable
+
+    def run(self, checkpoint: Path, *, quick: bool) -> list[Figure]:
+        """Its figures for a checkpoint."""
+        command = [self.python, "-m", self.module, str(checkpoint), *self.options, *(["--quick"] if quick else [])]
+        environment = {
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
+        }
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment)  # noqa: S603 -- our own programs
+        return [figure for line in done.stdout.splitlines() if (figure := heard(line)) is not None]
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    arguments = _parse()
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    conditions = Conditions.now(quick=arguments.quick)
+    limits = measure_limits()
+    results = [
+        Result("memory read", limits.read_gb_per_s, "GB/s"),
+        Result("fp32 matrix product", limits.gemm_gflop_per_s, "GFLOP/s"),
+    ]
+    for name in arguments.shapes:
+        console.print(f"shape {name}")
+        results += measure_shape(name, arguments.checkpoints / name, limits, quick=arguments.quick)
+    for figure in Runner("diptych", "benchmarks.agreement").run(DEMO, quick=arguments.quick):
+        results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
+    if not arguments.without_services:
+        console.print("services")
+        results += serve.measure_services(str(DEMO), num_repeats=2 if arguments.quick else 5)
+    console.print(results_table(results))
+    write_results(ROOT / "benchmarks" / "results.json", results)
+    draw_plots(results, DOCS)
+    write_report(results, conditions, DOCS / "performance.md")
+
+
+def measure_shape(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:
+    """The engine in each precision, each of its figures beside every peer's."""
+    shape = SHAPES[name]
+    checkpoint = ensure_checkpoint(folder, shape)
+    peers = {peer.name: peer.run(checkpoint, quick=quick) for peer in _peers()}
+    results = []
+    for precision, weight_bytes, options in (("fp32", 4, ()), ("int8", 1, ("--quantize", "int8"))):
+        figures = Runner("diptych", "benchmarks.engine", options).run(checkpoint, quick=quick)
+        for figure in figures:
+            share = _limit_share(figure, shape, weight_bytes, limits)
+            results += _compared(f"{name} {precision}: {figure.name}", figure, peers, share)
+    return results
+
+
+def _peers() -> list[Runner]:
+    peers = [Runner("transformers fp32", "benchmarks.peers.in_transformers")]
+    if environment := os.environ.get("VLLM_VENV"):
+        peers.append(Runner("vLLM fp32", "benchmarks.peers.in_vllm", python=f"{environment}/bin/python"))
+    return peers
+
+
+def _compared(name: str, figure: Figure, peers: dict[str, list[Figure]], share: float | None) -> list[Result]:
+    """A result for each peer that measures the same, or one without."""
+    found = [(peer, other) for peer, figures in peers.items() for other in figures if other.name == figure.name]
+    if not found:
+        return [Result(name, figure.value, figure.unit, limit_share=share)]
+    return [
+        Result(name, figure.value, figure.unit, peer, other.value, ratio_of(figure, other), share)
+        for peer, other in found
+    ]
+
+
+def _limit_share(figure: Figure, shape: Shape, weight_bytes: int, limits: Limits) -> float | None:
+    """How much of the machine's limit a figure reaches, for those that have one."""
+    match figure.name.replace(",", "").split():
+        case ["decode", "batch", batch]:
+            return limits.share(step_work(shape, int(batch), CONTEXT, weight_bytes), int(batch) / figure.value)
+        case ["step", "batch", batch, "context", context]:
+            return limits.share(step_work(shape, int(batch), int(context), weight_bytes), figure.value / 1000)
+        case ["prefill", num_tokens]:
+            return limits.share(prefill_work(shape, int(num_tokens), weight_bytes), figure.value / 1000)
+    return None
+
+
+def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", nargs="*", choices=SHAPES, default=list(SHAPES), help="which models; default: all")
+    parser.add_argument("--quick", action="store_true", help="the small shape alone, with few repeats")
+    parser.add_argument("--without-services", action="store_true", help="the engine alone")
+    parser.add_argument(
+        "--checkpoints",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "diptych-benchmarks",
+        help="where random checkpoints are kept between runs",
+    )
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.shapes = ["small"]
+    return arguments
+
+
+if __name__ == "__main__":
+    main()

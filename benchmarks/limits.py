@@ -1,0 +1,83 @@
+"""What the machine allows, measured in the same run: reading memory, and multiplying matrices."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks.checkpoints import Shape
+from benchmarks.figures import timed_ms
+
+READER = Path(__file__).with_name("read_bandwidth.c")
+GEMM_SIDE = 2048
+NUM_REPEATS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The best of several tries: other processes can only make them lower."""
+
+    read_gb_per_s: float
+    gemm_gflop_per_s: float
+
+    def share(self, work: "Work", seconds: float) -> float:
+        """How much of the limit is reached: the least time for `work` over the time it took."""
+        return max(work.num_bytes / 1e9 / self.read_gb_per_s, work.flop / 1e9 / self.gemm_gflop_per_s) / seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What must be done at least: bytes read from memory, and operations in fp32 (0 where they are not fp32)."""
+
+    num_bytes: float
+    flop: float
+
+
+def step_work(shape: Shape, batch: int, context: int, weight_bytes: int) -> Work:
+    """One decode step: every weight is read once, and every sequence's keys and values."""
+    num_weights = shape.num_layer_weights + shape.num_head_weights
+    num_bytes = num_weights * weight_bytes + batch * context * shape.kv_values_per_token * 4
+    return Work(num_bytes, 2 * batch * num_weights if weight_bytes == 4 else 0)
+
+
+def prefill_work(shape: Shape, num_tokens: int, weight_bytes: int) -> Work:
+    """One prompt, whose last token alone needs the head; each token attends to half of the prompt on average."""
+    attention = 2 * shape.layers * shape.hidden * num_tokens**2
+    flop = 2 * (num_tokens * shape.num_layer_weights + shape.num_head_weights) + attention
+    num_bytes = (shape.num_layer_weights + shape.num_head_weights) * weight_bytes
+    return Work(num_bytes, flop if weight_bytes == 4 else 0)
+
+
+def measure_limits() -> Limits:
+    """Both limits. Reading is measured by compiled C where there is a compiler, else by torch.sum."""
+    return Limits(_read_gb_per_s(), _gemm_gflop_per_s())
+
+
+def _read_gb_per_s() -> float:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        values = torch.ones(1 << 28)
+        return values.nbytes / 1e6 / min(timed_ms(values.sum) for _ in range(NUM_REPEATS))
+    with tempfile.TemporaryDirectory() as folder:
+        program = f"{folder}/reader"
+        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp"]
+        subprocess.run([compiler, *flags, str(READER), "-o", program], check=True)  # noqa: S603 -- our own arguments
+        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+        done = subprocess.run([program], check=True, capture_output=True, text=True, env=environment)  # noqa: S603
+        return float(done.stdout)
+
+
+def _gemm_gflop_per_s() -> float:
+    """The faster of torch.mm and oneDNN's kernel for packed weights."""
+    left, right = torch.randn(GEMM_SIDE, GEMM_SIDE), torch.randn(GEMM_SIDE, GEMM_SIDE)
+    packed = torch.ops.mkldnn._reorder_linear_weight(right)
+    kernels = (
+        lambda: torch.mm(left, right),
+        lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""),
+    )
+    best_ms = min(timed_ms(kernel) for kernel in kernels for _ in range(NUM_REPEATS))
+    return 2 * GEMM_SIDE**3 / 1e6 / best_ms
