@@ -154,6 +154,7 @@ def _open_cache(settings: GatewaySettings) -> EmbeddingCache:
     return open_cache(
         settings.cache_url,
         ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.cache_timeout_s,
         max_bytes=settings.cache_max_bytes,
         secrets=settings.cache_secrets,
     )

@@ -27,7 +27,12 @@ def running(
     model: Path, logs: Path, *, redis: bool = True, cache_url: str | None = None, **environment: str
 ) -> Iterator[Stack]:
     """All services on free ports with one thread each; a failure inside carries the ends of their logs."""
-    settings = {"DIPTYCH_THREADS": "1", "DIPTYCH_DECODER_KV_CACHE_TOKENS": NUM_KV_TOKENS, **environment}
+    settings = {
+        "DIPTYCH_THREADS": "1",
+        "DIPTYCH_CACHE_TIMEOUT_S": "2",
+        "DIPTYCH_DECODER_KV_CACHE_TOKENS": NUM_KV_TOKENS,
+        **environment,
+    }
     options = StackOptions(str(model), cache_url, redis=redis, dtype="float32", logs=logs, environment=settings)
     with Stack(options) as stack:
         try:

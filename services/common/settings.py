@@ -44,6 +44,12 @@ class CommonSettings(BaseSettings):
         validation_alias="DIPTYCH_CACHE_TTL_S",
         description="Seconds for which values are cached.",
     )
+    cache_timeout_s: float = Field(
+        0.1,
+        gt=0,
+        validation_alias="DIPTYCH_CACHE_TIMEOUT_S",
+        description="Seconds that a shared cache may take to answer before it counts as down.",
+    )
     cache_max_bytes: int = Field(
         default=1 << 30,
         gt=0,

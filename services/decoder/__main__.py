@@ -26,6 +26,7 @@ async def run(settings: DecoderSettings) -> None:
     cache = open_cache(
         settings.cache_url,
         ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.cache_timeout_s,
         max_bytes=settings.cache_max_bytes,
         secrets=settings.cache_secrets,
     )

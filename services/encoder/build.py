@@ -85,6 +85,7 @@ def _open_tiers(settings: EncoderSettings) -> Tiers:
     cache = open_cache(
         settings.cache_url,
         ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.cache_timeout_s,
         max_bytes=settings.cache_max_bytes,
         secrets=settings.cache_secrets,
     )

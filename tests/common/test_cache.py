@@ -41,7 +41,7 @@ async def store(request: pytest.FixtureRequest, servers: dict[str, LocalRedis]) 
     if request.param == "memory":
         yield MemoryStore(ttl_s=60, max_bytes=64 << 20)
         return
-    opened = RedisStore(servers[request.param].url, ttl_s=60)
+    opened = RedisStore(servers[request.param].url, ttl_s=60, timeout_s=5)  # patient, on a busy machine
     await opened._redis.flushall()
     yield opened
     await opened.close()

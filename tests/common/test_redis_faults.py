@@ -48,14 +48,14 @@ def is_back(cache: EmbeddingCache) -> Callable[[], Awaitable[bool]]:
 
 
 async def misses_at_once(cache: EmbeddingCache) -> None:
-    """Every operation fails without an exception, a hundred of them within 20 ms."""
+    """Every operation fails without an exception and without its time-out: a hundred would take ten seconds."""
     start = time.perf_counter()
     for _ in range(25):
         assert await cache.get_slices([KEY]) == [None]
         assert await cache.has_slices([KEY]) == [False]
         assert await cache.get_manifest(KEY) is None
         assert not await cache.put_slices({KEY: ROWS})
-    assert time.perf_counter() - start < 0.02
+    assert time.perf_counter() - start < 1
 
 
 async def test_killed(redis_server: LocalRedis, cache: EmbeddingCache, eventually: Eventually) -> None:
@@ -74,7 +74,7 @@ async def test_stopped(redis_server: LocalRedis, cache: EmbeddingCache, eventual
     try:
         start = time.perf_counter()
         assert await cache.get_slices([KEY]) == [None]
-        assert time.perf_counter() - start < REPLY_TIMEOUT_S + VALUE_TIMEOUT_S + 0.1
+        assert time.perf_counter() - start < REPLY_TIMEOUT_S + VALUE_TIMEOUT_S + 2
         await misses_at_once(cache)
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
@@ -92,7 +92,7 @@ async def test_a_hang_is_noticed_without_a_caller(
         async def is_lost() -> bool:
             return not store._up  # type: ignore[attr-defined]
 
-        await eventually(is_lost, PROBE_INTERVAL_S + REPLY_TIMEOUT_S + 0.5)
+        await eventually(is_lost, PROBE_INTERVAL_S + REPLY_TIMEOUT_S + 2)
         await misses_at_once(cache)
     finally:
         os.kill(redis_server.pid, signal.SIGCONT)
@@ -116,7 +116,7 @@ async def test_read_only(cache: EmbeddingCache, admin: Redis, eventually: Eventu
     assert await cache.get_slices([KEY]) == [ROWS]
     start = time.perf_counter()
     assert not any([await cache.put_slices({KEY: ROWS}) for _ in range(100)])
-    assert time.perf_counter() - start < 0.02
+    assert time.perf_counter() - start < 1
     await admin.replicaof("NO", "ONE")
     await eventually(is_back(cache), 2)
 

@@ -49,7 +49,12 @@ def fleet(
     logs.mkdir(parents=True, exist_ok=True)
     with ExitStack() as resources:
         redis = resources.enter_context(LocalRedis())
-        common = {"DIPTYCH_MODEL": str(model), "DIPTYCH_DTYPE": dtype, "DIPTYCH_THREADS": "1"}
+        common = {
+            "DIPTYCH_MODEL": str(model),
+            "DIPTYCH_DTYPE": dtype,
+            "DIPTYCH_THREADS": "1",
+            "DIPTYCH_CACHE_TIMEOUT_S": "2",
+        }
 
         def start(module: str, condition: Condition, **settings: str) -> Child:
             prefix = f"DIPTYCH_{module.rpartition('.')[2].upper()}_"

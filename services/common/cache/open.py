@@ -5,11 +5,13 @@ from urllib.parse import urlsplit
 
 from services.common.cache.base import EmbeddingCache
 from services.common.cache.memory import MemoryStore
-from services.common.cache.redis import RedisStore
+from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
 from services.common.seal import Seal
 
 
-def open_cache(url: str, *, ttl_s: int, max_bytes: int, secrets: Sequence[bytes] = ()) -> EmbeddingCache:
+def open_cache(
+    url: str, *, ttl_s: int, max_bytes: int, timeout_s: float = REPLY_TIMEOUT_S, secrets: Sequence[bytes] = ()
+) -> EmbeddingCache:
     """redis://, rediss:// and unix:// share values among processes; memory:// holds `max_bytes` in this one.
 
     What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
@@ -20,6 +22,6 @@ def open_cache(url: str, *, ttl_s: int, max_bytes: int, secrets: Sequence[bytes]
         case "memory":
             return EmbeddingCache(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes))
         case "redis" | "rediss" | "unix":
-            return EmbeddingCache(RedisStore(url, ttl_s=ttl_s), Seal(secrets) if secrets else None)
+            return EmbeddingCache(RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s), Seal(secrets) if secrets else None)
         case scheme:
             raise ValueError(f"a cache URL starts with redis://, rediss://, unix:// or memory://, not {scheme}://")

@@ -24,7 +24,7 @@ from services.common.cache.chunks import Head, batches, split
 MAX_CONNECTIONS = 8
 PROBE_INTERVAL_S = 0.25
 WRITE_PAUSE_S = 1.0  # after the server has refused a write: full or read-only
-REPLY_TIMEOUT_S = 0.1  # to connect, and for an answer of no size
+REPLY_TIMEOUT_S = 0.1  # to connect, and for an answer of no size, unless configured
 VALUE_TIMEOUT_S = 0.1  # more for each value: the slowest transfer that is no failure is 40 MB/s
 KEYS_PER_READ = 16
 
@@ -39,11 +39,18 @@ class RedisStore:
 
     shared = True
 
-    def __init__(self, url: str, *, ttl_s: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ttl_s, self._clock = ttl_s, clock
-        self._redis, self._probe = _client(url, MAX_CONNECTIONS), _client(url, 1)
+    def __init__(
+        self,
+        url: str,
+        *,
+        ttl_s: int,
+        timeout_s: float = REPLY_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ttl_s, self._timeout_s, self._clock = ttl_s, timeout_s, clock
+        self._redis, self._probe = _client(url, MAX_CONNECTIONS, timeout_s), _client(url, 1, timeout_s)
         self._connections = asyncio.Semaphore(MAX_CONNECTIONS)
-        self._up = True
+        self._up = self._open = True
         self._writes_from = clock()
         self._doubt = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
@@ -76,6 +83,7 @@ class RedisStore:
         await self._run([PING])
 
     async def close(self) -> None:
+        self._open = False  # ends the watch even where a time-out inside the client swallows its cancellation
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -98,7 +106,7 @@ class RedisStore:
             async with self._connections:  # waiting for one is the callers' storm, not the server's fault
                 if not self._up:
                     raise StoreDown("the server does not answer")
-                async with asyncio.timeout(REPLY_TIMEOUT_S + VALUE_TIMEOUT_S * num_values):
+                async with asyncio.timeout(self._timeout_s + VALUE_TIMEOUT_S * num_values):
                     return await _execute(self._redis, commands)
         except ResponseError as error:  # the server is well, it only refused
             raise StoreError("refused") from error
@@ -108,7 +116,7 @@ class RedisStore:
             raise StoreError("no answer") from error
 
     async def _watch_server(self) -> None:
-        while True:
+        while self._open:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(PROBE_INTERVAL_S):
                     await self._doubt.wait()
@@ -119,7 +127,7 @@ class RedisStore:
 
     async def _answers(self) -> bool:
         try:
-            async with asyncio.timeout(REPLY_TIMEOUT_S):
+            async with asyncio.timeout(self._timeout_s):
                 await _execute(self._probe, [PING])
         except (RedisError, OSError):
             return False
@@ -139,14 +147,14 @@ async def _execute(client: Redis, commands: Sequence[Command]) -> list[Any]:
     return replies
 
 
-def _client(url: str, max_connections: int) -> Redis:
+def _client(url: str, max_connections: int, timeout_s: float) -> Redis:
     """A client that never retries: what fails is a miss, and the next request may try."""
     pool = BlockingConnectionPool.from_url(
         url,
         max_connections=max_connections,
-        timeout=REPLY_TIMEOUT_S,
-        socket_connect_timeout=REPLY_TIMEOUT_S,
-        socket_timeout=REPLY_TIMEOUT_S + VALUE_TIMEOUT_S,
+        timeout=timeout_s,
+        socket_connect_timeout=timeout_s,
+        socket_timeout=timeout_s + VALUE_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
         maint_notifications_config=MaintNotificationsConfig(enabled=False),
     )
