@@ -42,7 +42,7 @@ class Conditions:
         idle = "The machine was idle otherwise."
         busy = (
             f"**Other processes were running** (load average {self.load:.1f} before the run): absolute figures are "
-            "too low and shares of the limit unreliable; ratios are between neighbours in one run."
+            "too low, and shares of the limit and ratios unreliable."
         )
         return (
             f"{machine}, {kernels}, transformers {version('transformers')}. {busy if self.load > BUSY_LOAD else idle}"

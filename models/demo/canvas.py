@@ -7,7 +7,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageDraw
 
-from models.demo.picture import CELL, COLOURS, KINDS, Pixels, Targets, column, no_targets
+from models.demo.picture import CELL, COLOURS, IGNORED, KINDS, Pixels, Targets, column, no_targets
 
 COVERED = 0.08
 """A cell shows a shape when at least this part of it is covered."""
@@ -79,11 +79,11 @@ class Canvas:
         if zoom > 1:
             self.image = self.image.resize((self.width * zoom, self.height * zoom), Image.Resampling.NEAREST)
         self.owners = Image.new("L", (self.width, self.height))
-        self.shapes: list[tuple[str, str]] = []
+        self.shapes: list[Mark] = []
 
     def shape(self, mark: Mark) -> None:
         """Draw one shape and remember which pixels it owns."""
-        self.shapes.append((mark.colour, mark.kind))
+        self.shapes.append(mark)
         for image, scale, fill in ((self.image, self.zoom, mark.rgb), (self.owners, 1, len(self.shapes))):
             draw = ImageDraw.Draw(image)
             x, y, reach = mark.centre[0] * scale, mark.centre[1] * scale, mark.radius * scale
@@ -99,13 +99,19 @@ class Canvas:
         return np.asarray(self.image)
 
     def cells(self) -> Targets:
-        """Kind and colour of the shape that covers most of each cell."""
+        """Kind, colour and quarter of the shape that covers most of each cell."""
         rows, columns = self.height // CELL, self.width // CELL
         owners = np.asarray(self.owners).reshape(rows, CELL, columns, CELL).swapaxes(1, 2).reshape(rows * columns, -1)
         coverage = np.stack([(owners == number + 1).mean(1) for number in range(len(self.shapes))] or [owners.mean(1)])
         owner = np.where(coverage.max(0) >= COVERED, coverage.argmax(0) + 1, 0)
         colours, kinds = list(COLOURS), list(KINDS)
         targets = no_targets(rows * columns)
-        targets[:, column("kind")] = np.array([0, *(1 + kinds.index(kind) for _, kind in self.shapes)])[owner]
-        targets[:, column("colour")] = np.array([0, *(1 + colours.index(colour) for colour, _ in self.shapes)])[owner]
+        targets[:, column("kind")] = np.array([0, *(1 + kinds.index(mark.kind) for mark in self.shapes)])[owner]
+        targets[:, column("colour")] = np.array([0, *(1 + colours.index(mark.colour) for mark in self.shapes)])[owner]
+        targets[:, -1] = np.array([IGNORED, *map(self.quarter, self.shapes)])[owner]
         return targets
+
+    def quarter(self, mark: Mark) -> int:
+        """Which quarter a shape's middle lies in, in reading order."""
+        x, y = mark.centre
+        return int(x > self.width / 2) + 2 * int(y > self.height / 2)

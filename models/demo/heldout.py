@@ -45,7 +45,7 @@ def examples(skill: str, count: int, seed: int = 0) -> Iterator[Example]:
 def draw(skill: str, rng: Random, index: int) -> Example:
     """One example; digits go through the held-out scans in order."""
     if skill == "shapes":
-        return scenes.scene(rng, scenes.scene_size(rng), num_turns=1)
+        return scenes.scene(rng, scenes.scene_size(rng), num_turns=1, evenly=True)
     if skill == "cards":
         return cards.held_out_card(rng)
     if skill == "digits":

@@ -203,10 +203,11 @@ class Language(nn.Module):
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.num_layers))
         self.norm = RmsNorm(shape.hidden, shape.rms_eps)
 
-    def forward(self, states: Tensor, positions: Tensor, wanted: Tensor, num_shared: int = 0) -> Tensor:
+    def forward(self, states: Tensor, positions: Tensor, wanted: Tensor, num_shared: int = 0) -> tuple[Tensor, Tensor]:
         """States [batch, length, hidden] and positions [3, batch, length] to the wanted ones, ready for the output.
 
         The first `num_shared` columns are the same in every row: they are computed once, and none of them is wanted.
+        Also gives the states halfway, [batch, length - num_shared, hidden].
         """
         start, rest = states[:1, :num_shared], states[:, num_shared:]
         start_rotary, rest_rotary = (
@@ -219,8 +220,9 @@ class Language(nn.Module):
             if layer is self.layers[-1]:
                 rest = rest[wanted[:, num_shared:]]
             start, rest = layer.transform(start), layer.transform(rest)
-        normed: Tensor = self.norm(rest)
-        return normed
+            if layer is self.layers[self.shape.num_layers // 2 - 1]:
+                halfway = rest
+        return self.norm(rest), halfway
 
     def rotary(self, positions: Tensor) -> Rotary:
         """Each axis turns its own section of the frequencies."""

@@ -32,6 +32,8 @@ TARGETS = {
     "digit": 10,
 }
 """Name and number of classes of each auxiliary target; class 0 means none, except for digits."""
+NUM_PLACES = 4
+"""The quarter a shape lies in is a target too, one column further: the decoder's, since only it knows positions."""
 IGNORED = -100
 """A target with nothing to learn from: the value torch's cross entropy skips."""
 
@@ -41,7 +43,7 @@ Targets = NDArray[np.int16]
 
 @dataclass(frozen=True)
 class Picture:
-    """A still or a clip: frames [time, height, width, 3] and cells [tokens, len(TARGETS)], in the tower's order."""
+    """A still or a clip: frames [time, height, width, 3] and cells [tokens, len(TARGETS) + 1], in the tower's order."""
 
     frames: Pixels
     cells: Targets
@@ -68,7 +70,7 @@ def seeded(label: str) -> Random:
 
 def no_targets(num_cells: int) -> Targets:
     """A table of targets in which nothing is to be learnt yet."""
-    return np.full((num_cells, len(TARGETS)), IGNORED, np.int16)
+    return np.full((num_cells, len(TARGETS) + 1), IGNORED, np.int16)
 
 
 def column(name: str) -> int:

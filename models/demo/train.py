@@ -31,8 +31,6 @@ from models.demo.optimiser import Muon, gradient_of, share
 from models.demo.picture import seeded
 from models.demo.vocabulary import build_tokenizer
 
-FOLDER = Path(__file__).parent
-STATE = FOLDER / ".train" / "state.pt"
 SEED = 7
 
 
@@ -46,9 +44,9 @@ class Phase:
 
 
 PHASES = (
-    Phase(0.11, {"shapes": 8.0, "videos": 4.0, "digits": 2.0, "strips": 6.0, "cards": 5.0}, with_language=False),
-    Phase(0.31, {"shapes": 4.0, "pairs": 1.5, "videos": 2.0, "digits": 0.5, "strips": 5.0, "cards": 5.0, "text": 0.3}),
-    Phase(1.00, {"shapes": 6.0, "pairs": 3.0, "videos": 2.0, "digits": 1.5, "strips": 2.0, "cards": 6.0, "text": 0.3}),
+    Phase(0.12, {"shapes": 8.0, "videos": 4.0, "digits": 2.0, "strips": 6.0, "cards": 5.0}, with_language=False),
+    Phase(0.34, {"shapes": 4.0, "pairs": 1.5, "videos": 2.0, "digits": 0.5, "strips": 5.0, "cards": 5.0, "text": 0.3}),
+    Phase(1.00, {"shapes": 8.0, "pairs": 1.5, "videos": 1.5, "digits": 0.7, "strips": 0.5, "cards": 7.0, "text": 0.2}),
 )
 """Seeing before speaking, and short strips before cards: started all at once, reading does not begin."""
 BATCHES_PER_STEP = 6
@@ -56,26 +54,32 @@ TOKENS_PER_BATCH = 200
 MUON_RATE = 0.02
 ADAM_RATE = 2e-3
 WARMUP_STEPS = 50
-DECAY_SHARE = 0.35
+DECAY_SHARE = 0.3
 """The last part of the budget, in which learning rates fall to zero."""
 AVERAGE_DECAY = 0.99
 
 
 @dataclass(frozen=True)
-class Budget:
-    """Minutes for all of the training, and between two evaluations."""
+class Plan:
+    """Minutes for all of the training and between two evaluations, and the folder that the checkpoint is written to."""
 
     minutes: float
     evaluate_minutes: float
+    folder: Path
+
+    @property
+    def state(self) -> Path:
+        """What a resumed run starts from."""
+        return self.folder / ".train" / "state.pt"
 
 
 class Trainer:
     """One process of a training run; all processes hold the same weights."""
 
-    def __init__(self, budget: Budget, next_batch: "Synchronized[int]") -> None:
+    def __init__(self, plan: Plan, next_batch: "Synchronized[int]") -> None:
         torch.manual_seed(SEED)
-        tokenizer = kept_tokenizer()
-        self.budget, self.next_batch = budget, next_batch
+        tokenizer = kept_tokenizer(plan.state.with_name("tokenizer.json"))
+        self.plan, self.next_batch = plan, next_batch
         self.network = Network(Shape(tokenizer.get_vocab_size()))
         self.learner = Learner(self.network, Encoder(tokenizer))
         self.tokenizer = tokenizer
@@ -90,12 +94,12 @@ class Trainer:
 
     def run(self) -> None:
         """Step until the budget is spent; evaluate, save and export on the way and at the end."""
-        started, due = time.monotonic() - self.seconds, self.seconds + self.budget.evaluate_minutes * 60
-        while self.agree_on_time(time.monotonic() - started) < self.budget.minutes * 60:
+        started, due = time.monotonic() - self.seconds, self.seconds + self.plan.evaluate_minutes * 60
+        while self.agree_on_time(time.monotonic() - started) < self.plan.minutes * 60:
             self.take_step()
             if self.seconds >= due:
                 self.report()
-                due += self.budget.evaluate_minutes * 60
+                due += self.plan.evaluate_minutes * 60
         self.report()
 
     def agree_on_time(self, seconds: float) -> float:
@@ -138,7 +142,7 @@ class Trainer:
 
     def spent(self) -> float:
         """The share of the budget that is behind us."""
-        return min(1.0, self.seconds / (self.budget.minutes * 60))
+        return min(1.0, self.seconds / (self.plan.minutes * 60))
 
     def phase(self) -> Phase:
         """What is being learnt now."""
@@ -159,7 +163,7 @@ class Trainer:
             print("  loss", *(f"{skill} {fmean(losses):.3f}" for skill, losses in self.losses.items()), flush=True)
             self.losses.clear()
             if self.phase().with_language:
-                export(self.network, self.tokenizer, FOLDER)
+                export(self.network, self.tokenizer, self.plan.folder)
             self.swap_average()
         dist.barrier()
 
@@ -172,7 +176,7 @@ class Trainer:
 
     def save(self) -> None:
         """Write everything that a resumed run needs; a half-written file never takes the state's name."""
-        STATE.parent.mkdir(exist_ok=True)
+        self.plan.state.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "learner": self.learner.state_dict(),
             "average": self.average,
@@ -181,9 +185,9 @@ class Trainer:
             "step": self.step,
             "seconds": self.seconds,
         }
-        with tempfile.NamedTemporaryFile(dir=STATE.parent, delete=False) as file:
+        with tempfile.NamedTemporaryFile(dir=self.plan.state.parent, delete=False) as file:
             torch.save(state, file)
-        Path(file.name).replace(STATE)
+        Path(file.name).replace(self.plan.state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Continue where a saved run stopped."""
@@ -196,11 +200,10 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
 
 
-def kept_tokenizer() -> Tokenizer:
+def kept_tokenizer(path: Path) -> Tokenizer:
     """The run's own tokenizer: a resumed run keeps its vocabulary even if the questions were edited."""
-    path = STATE.with_name("tokenizer.json")
     if not path.exists():
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         build_tokenizer().save(str(path))
     return Tokenizer.from_file(str(path))
 
@@ -210,13 +213,13 @@ def is_hidden_matrix(name: str, tensor: Tensor) -> bool:
     return tensor.dim() == 2 and "embed" not in name
 
 
-def work(rank: int, world: int, budget: Budget, next_batch: "Synchronized[int]", meeting_point: str) -> None:
+def work(rank: int, world: int, plan: Plan, next_batch: "Synchronized[int]", meeting_point: str) -> None:
     """A process of the run: join, resume, train."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting_point}", rank=rank, world_size=world)
-    trainer = Trainer(budget, next_batch)
-    if STATE.exists():
-        trainer.load(torch.load(STATE))
+    trainer = Trainer(plan, next_batch)
+    if plan.state.exists():
+        trainer.load(torch.load(plan.state))
     next_batch.value = trainer.step * BATCHES_PER_STEP
     dist.barrier()
     trainer.run()
@@ -224,17 +227,19 @@ def work(rank: int, world: int, budget: Budget, next_batch: "Synchronized[int]",
 
 
 def main() -> None:
-    """Parse the budget and start one process for each core."""
+    """Parse the plan and start one process for each core."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=150)
+    parser.add_argument("--minutes", type=float, default=110)
     parser.add_argument("--evaluate-minutes", type=float, default=5)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     arguments = parser.parse_args()
-    budget = Budget(arguments.minutes, arguments.evaluate_minutes)
+    plan = Plan(arguments.minutes, arguments.evaluate_minutes, arguments.folder)
+    kept_tokenizer(plan.state.with_name("tokenizer.json"))  # written once, before every process reads it
     next_batch = torch.multiprocessing.get_context("spawn").Value("q", 0)
     with tempfile.TemporaryDirectory() as folder:
         meeting_point = str(Path(folder) / "meeting")
-        work_arguments = (arguments.processes, budget, next_batch, meeting_point)
+        work_arguments = (arguments.processes, plan, next_batch, meeting_point)
         torch.multiprocessing.spawn(work, work_arguments, arguments.processes)  # type: ignore[attr-defined,no-untyped-call]
 
 

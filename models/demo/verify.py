@@ -38,7 +38,7 @@ def largest_difference(
         seen = torch.cat([network.visual(batch.patches, batch.grid[1:]).flatten(0, 1) for batch in batches])
         pads = torch.isin(ids, torch.tensor([encoder.image_pad, encoder.video_pad]))
         states = states.masked_scatter(pads[..., None], seen)
-    states = network.model(states, positions[:, None].float(), torch.ones_like(ids, dtype=torch.bool))
+    states, _ = network.model(states, positions[:, None].float(), torch.ones_like(ids, dtype=torch.bool))
     return float((states @ network.model.embed_tokens.weight.T - expected).abs().max())
 
 
