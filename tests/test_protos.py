@@ -23,12 +23,15 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_committed_stubs_are_what_the_generator_writes(tmp_path: Path) -> None:
     """A change to a .proto file comes with its stubs, and nothing edits a stub by hand."""
     subprocess.run([*GENERATE, "--out", str(tmp_path)], check=True)
-    generated = {path.relative_to(tmp_path): path.read_text() for path in tmp_path.rglob("*_pb2*.py*")}
-    committed = ROOT / "protos"
-    stubs = {path.relative_to(committed): path.read_text() for path in committed.rglob("*_pb2*.py*")}
-    stubs = {path: text for path, text in stubs.items() if path.suffix in {".py", ".pyi"}}
+    generated, stubs = stubs_in(tmp_path), stubs_in(ROOT / "protos")
     assert sorted(stubs) == sorted(generated)
     assert [path for path in stubs if stubs[path] != generated[path]] == []
+
+
+def stubs_in(folder: Path) -> dict[Path, str]:
+    """Every stub's text; what Python has compiled beside them is no stub."""
+    paths = [path for path in folder.rglob("*_pb2*") if path.suffix in {".py", ".pyi"}]
+    return {path.relative_to(folder): path.read_text() for path in paths}
 
 
 def test_buf_lint_holds(image: Path) -> None:
