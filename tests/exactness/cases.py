@@ -151,7 +151,7 @@ TEXTS = {
     "braces": "{{ messages }} {% raw %}",
     "long": "The quick brown fox jumps over the lazy dog. " * 6,
 }
-VERY_LONG = "The quick brown fox jumps over the lazy dog. " * 60
+VERY_LONG = "The quick brown fox jumps over the lazy dog. " * 24
 
 
 def text_cases() -> Iterator[Case]:

@@ -44,6 +44,7 @@ class Reference:
         self.merge = self.processor.merge_size
         self.factor = self.processor.patch_size * self.merge
         config = self.model.config
+        self._pixels: dict[int, tuple[Media, Pixels]] = {}  # by identity, which holding the item keeps unique
         self.pads = (config.image_token_id, config.video_token_id)
 
     def _video_limits(self, folder: Path) -> tuple[int, int]:
@@ -56,10 +57,13 @@ class Reference:
 
     def pixels(self, item: Media) -> Pixels:
         """The item's patches, resized by the rule its options ask for."""
-        if isinstance(item, Picture):
-            return self._image(item)
-        frames = self._frames(item)
-        return self._video(frames, dict(item.options))
+        if id(item) not in self._pixels:
+            if isinstance(item, Picture):
+                pixels = self._image(item)
+            else:
+                pixels = self._video(self._frames(item), dict(item.options))
+            self._pixels[id(item)] = item, pixels
+        return self._pixels[id(item)][1]
 
     def _image(self, item: Picture) -> Pixels:
         image, options = restated.upright_rgb(item.data), item.options
@@ -149,12 +153,11 @@ class Reference:
 
     @torch.inference_mode()
     def first_token(self, case: Case) -> np.ndarray:
-        """Log probabilities `[vocabulary]` of the first token, pads left out as they are never sampled."""
+        """Log probabilities `[vocabulary]` of the first token."""
         prompt = self.prompt(case)
         positions = torch.from_numpy(prompt.positions)[:, None, :]
         out = self.model(**self._inputs(case, prompt), position_ids=positions, logits_to_keep=1)
         logits = out.logits[0, -1].float()
-        logits[list(self.pads)] = -torch.inf
         return np.asarray(torch.log_softmax(logits, -1))
 
     @torch.inference_mode()
