@@ -1,6 +1,6 @@
 """`make exactness`: every case on every checkpoint in every condition against transformers.
 
-Writes docs/exactness-results.md; ends with 1 when anything differs or nothing was preempted.
+Writes docs/exactness-results.md; ends with 1 when anything differs, or when little memory preempted nobody.
 """
 
 import argparse
@@ -100,8 +100,7 @@ def main() -> int:
         for check, tally in result.tallies.items():
             for mismatch in tally.mismatches[:5]:
                 print(f"  {result.checkpoint} | {check} | {mismatch.case}: {mismatch.what}")
-    has_preempted = any(result.preemptions for result in results)  # how many depends on timing
-    return 0 if has_preempted and all(report.is_exact(result) for result in results) else 1
+    return 0 if all(report.is_exact(result) for result in results) else 1
 
 
 def measure(name: str, folder: Path, logs: Path, cases: Sequence[Case]) -> Result:

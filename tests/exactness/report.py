@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 
 def is_exact(result: "Result") -> bool:
-    """Whether nothing differed."""
+    """Whether nothing differed, and whether the condition that should preempt did."""
     tallies = [*result.tallies.values(), result.embeddings, result.cached_identical]
-    return all(tally.equal == tally.total for tally in tallies)
+    return result.preemptions > 0 and all(tally.equal == tally.total for tally in tallies)
 
 
 def render(results: Sequence["Result"], seconds: float) -> str:
