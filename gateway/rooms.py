@@ -16,8 +16,7 @@ from diptych.v1 import (
 )
 
 from services.common import keys
-from services.common.cache.base import EmbeddingCache
-from services.common.cache.open import open_cache
+from services.common.cache import EmbeddingCache, configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import DiptychError, InvalidRequest, Violation
 
@@ -47,7 +46,7 @@ class Rooms:
         self.vocab_size = checkpoint.text.vocab_size
         self.merge_size = checkpoint.preprocessor.merge_size
         self.prompts = open_prompts(checkpoint)
-        self.cache = _open_cache(settings)
+        self.cache = configured_cache(settings)
         self._secret = settings.cache_secret.get_secret_value().encode()
         self.store = MediaStore(self.cache, _local_cache(settings), self._secret)
         self.media = MediaLoader(
@@ -148,16 +147,6 @@ def open_prompts(checkpoint: Checkpoint) -> PromptBuilder:
     )
     template = ChatTemplate.open(checkpoint.path, spelling)
     return PromptBuilder(template, tokenizer, image_pad_id=image, video_pad_id=video)
-
-
-def _open_cache(settings: GatewaySettings) -> EmbeddingCache:
-    return open_cache(
-        settings.cache_url,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.cache_timeout_s,
-        max_bytes=settings.cache_max_bytes,
-        secrets=settings.cache_secrets,
-    )
 
 
 def _local_cache(settings: GatewaySettings) -> EmbeddingCache:

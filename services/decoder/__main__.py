@@ -7,7 +7,7 @@ import structlog
 import torch
 from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 
-from services.common.cache import open_cache
+from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import install_stop_signals, serve
@@ -23,13 +23,7 @@ SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"]
 async def run(settings: DecoderSettings) -> None:
     """Load the model, serve until a stop signal, drain."""
     stop = install_stop_signals(asyncio.get_running_loop())
-    cache = open_cache(
-        settings.cache_url,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.cache_timeout_s,
-        max_bytes=settings.cache_max_bytes,
-        secrets=settings.cache_secrets,
-    )
+    cache = configured_cache(settings)
     checkpoint = Checkpoint.open(settings.model)
     engine, service = await asyncio.to_thread(build_decoder, settings, checkpoint, cache)
     engine.start()

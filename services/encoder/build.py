@@ -12,7 +12,7 @@ import structlog
 import torch
 from diptych.v1 import encoder_service_pb2
 
-from services.common.cache import open_cache
+from services.common.cache import configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.keys import CacheProfile
 from services.encoder.admission import Admission
@@ -82,13 +82,7 @@ async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIte
 
 
 def _open_tiers(settings: EncoderSettings) -> Tiers:
-    cache = open_cache(
-        settings.cache_url,
-        ttl_s=settings.cache_ttl_s,
-        timeout_s=settings.cache_timeout_s,
-        max_bytes=settings.cache_max_bytes,
-        secrets=settings.cache_secrets,
-    )
+    cache = configured_cache(settings)
     if not cache.shared:
         return Tiers(cache, None)
     local = open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.local_cache_bytes)

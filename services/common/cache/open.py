@@ -7,6 +7,18 @@ from services.common.cache.base import EmbeddingCache
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
 from services.common.seal import Seal
+from services.common.settings import CommonSettings
+
+
+def configured_cache(settings: CommonSettings) -> EmbeddingCache:
+    """The cache that a service is told to use."""
+    return open_cache(
+        settings.cache_url,
+        ttl_s=settings.cache_ttl_s,
+        timeout_s=settings.cache_timeout_s,
+        max_bytes=settings.cache_max_bytes,
+        secrets=settings.cache_secrets,
+    )
 
 
 def open_cache(
