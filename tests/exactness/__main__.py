@@ -52,6 +52,8 @@ CHECKPOINTS = {
     ),
 }
 
+LONG_ANSWERS = {"text: plain", "image: 84x112", "video: 9 frames", "mixed: image, video"}
+
 
 @dataclass
 class Tally:
@@ -108,9 +110,14 @@ def measure(name: str, folder: Path, logs: Path, cases: Sequence[Case]) -> Resul
     print(f"{name}: {len(cases)} cases", flush=True)
     reference, result = Reference(folder), Result(name)
     expected = [expect(reference, case) for case in cases]
+    long = [
+        expect(reference, case, checks.NUM_LONG_TOKENS, checks.NUM_LONG_TOKENS)
+        for case in all_cases()
+        if case.name in LONG_ANSWERS
+    ]
     result.deviations = [one.case.name for one in expected if one.own_positions_differ]
     with fleet(folder, logs) as nodes:
-        asyncio.run(_in_conditions(nodes, expected, result))
+        asyncio.run(_in_conditions(nodes, expected, long, result))
         asyncio.run(_embeddings(nodes["whole prompts"], reference, expected, result))
     for dtype in ("bfloat16", "float16"):
         with fleet(folder, logs / dtype, dtype, (Condition("whole prompts"),)) as nodes:
@@ -120,17 +127,19 @@ def measure(name: str, folder: Path, logs: Path, cases: Sequence[Case]) -> Resul
     return result
 
 
-def expect(reference: Reference, case: Case) -> Expected:
+def expect(reference: Reference, case: Case, max_tokens: int = checks.NUM_TOKENS, min_tokens: int = 0) -> Expected:
     """The reference's answer to a case."""
-    prompt, ids = reference.generate(case, checks.NUM_TOKENS)
+    prompt, ids = reference.generate(case, max_tokens, min_tokens)
     differ = bool(prompt.media) and not np.array_equal(reference.own_positions(case, prompt), prompt.positions)
     return Expected(case, prompt, ids, differ)
 
 
-async def _in_conditions(nodes: dict[str, Node], expected: Sequence[Expected], result: Result) -> None:
-    async def tally(name: str, check: Awaitable[list[Mismatch]]) -> None:
+async def _in_conditions(
+    nodes: dict[str, Node], expected: Sequence[Expected], long: Sequence[Expected], result: Result
+) -> None:
+    async def tally(name: str, check: Awaitable[list[Mismatch]], total: int = len(expected)) -> None:
         begun = time.monotonic()
-        result.tallies[name] = Tally(len(expected), await check)
+        result.tallies[name] = Tally(total, await check)
         now = result.tallies[name]
         print(f"  {name}: {now.equal} of {now.total} equal, {time.monotonic() - begun:.0f} s", flush=True)
 
@@ -144,7 +153,8 @@ async def _in_conditions(nodes: dict[str, Node], expected: Sequence[Expected], r
     await tally("without Redis, batch", checks.together(nodes["without Redis"], expected))
     for size in (1, 7, 64):
         await tally(f"chunks of {size}, batch", checks.together(nodes[f"chunks of {size}"], expected))
-    await tally("preempted and resumed", checks.together(little, expected))
+    await tally("little KV memory, batch", checks.together(little, expected))
+    await tally(f"preempted, answers of {checks.NUM_LONG_TOKENS}", checks.outgrowing(little, long), len(long))
     result.preemptions = await checks.preemptions(little)
 
 

@@ -22,6 +22,10 @@ NUM_TOKENS = 12
 CHUNK_BYTES = 1 << 20
 NUM_BATCHES = 4
 GREEDY = generation.Generation(temperature=0.0, max_tokens=NUM_TOKENS)
+# Together, these outgrow the memory of the decoder with little of it several times over, whoever comes first.
+NUM_LONG_TOKENS = 160
+NUM_COPIES = 4
+LONG = generation.Generation(temperature=0.0, max_tokens=NUM_LONG_TOKENS, min_tokens=NUM_LONG_TOKENS)
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,14 @@ async def together(node: Node, expected: Sequence[Expected]) -> list[Mismatch]:
     return [mismatch for group in found for mismatch in group]
 
 
-async def batch(node: Node, expected: Sequence[Expected]) -> list[Mismatch]:
+async def outgrowing(node: Node, expected: Sequence[Expected]) -> list[Mismatch]:
+    """Long answers, several copies of each at once."""
+    return await batch(node, [*expected] * NUM_COPIES, LONG)
+
+
+async def batch(node: Node, expected: Sequence[Expected], options: generation.Generation = GREEDY) -> list[Mismatch]:
     """Some cases in one BatchChat."""
-    items = [chat.BatchChatItem(conversation=one.case.to_conversation(), generation=GREEDY) for one in expected]
+    items = [chat.BatchChatItem(conversation=one.case.to_conversation(), generation=options) for one in expected]
     answers = [Answer() for _ in expected]
     failed: dict[int, str] = {}
     async with gateway(node.gateway) as stub:

@@ -22,7 +22,7 @@ class Condition:
     redis: bool = True
 
 
-# Blocks of 2 tokens: an answer of 12 needs six more, which is more than a decoder keeps free for each.
+# The longest case just fits into the memory of the last one.
 CONDITIONS = (
     Condition("whole prompts"),
     Condition("without Redis", redis=False),

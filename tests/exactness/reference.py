@@ -131,13 +131,14 @@ class Reference:
         return inputs
 
     @torch.inference_mode()
-    def generate(self, case: Case, max_tokens: int) -> tuple[Prompt, list[int]]:
+    def generate(self, case: Case, max_tokens: int, min_tokens: int = 0) -> tuple[Prompt, list[int]]:
         """The prompt, and greedy ids as transformers' `generate` gives them, the ending id left out."""
         prompt = self.prompt(case)
         positions = torch.from_numpy(prompt.positions)[:, None, :]
         out = self.model.generate(
-            **self._inputs(case, prompt), position_ids=positions, max_new_tokens=max_tokens, do_sample=False,
-            suppress_tokens=list(self.pads), temperature=None, top_p=None, top_k=None,
+            **self._inputs(case, prompt), position_ids=positions, max_new_tokens=max_tokens,
+            min_new_tokens=min_tokens, do_sample=False, suppress_tokens=list(self.pads),
+            temperature=None, top_p=None, top_k=None,
         )  # fmt: skip
         ids = out[0, len(prompt.ids) :].tolist()
         ends = self.model.generation_config.eos_token_id
