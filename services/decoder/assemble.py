@@ -8,13 +8,13 @@ import torch
 
 from services.common.cache import EmbeddingCache
 from services.common.checkpoint import Checkpoint, TextConfig
+from services.common.linear import Quantization, can_quantize
 from services.common.settings import variable_name
 from services.decoder.embeddings import TORCH_DTYPES
 from services.decoder.engine import Engine, QueueLimits
 from services.decoder.grammar import GrammarCompiler
 from services.decoder.kv_cache import BlockPool, KVCache
 from services.decoder.language_model import LanguageModel
-from services.decoder.linear import Quantization, can_quantize
 from services.decoder.pace import Pace
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sampler

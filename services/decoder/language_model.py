@@ -9,9 +9,9 @@ import torch
 from torch.nn.functional import silu
 
 from services.common.checkpoint import TextConfig
+from services.common.linear import Linear
 from services.decoder.attention import AttentionPlan
 from services.decoder.kv_cache import KVCache
-from services.decoder.linear import Linear
 
 
 @dataclass(frozen=True, slots=True)

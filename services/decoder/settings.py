@@ -3,9 +3,9 @@
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from services.common.linear import Quantization
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
-from services.decoder.linear import Quantization
 
 
 class DecoderSettings(CommonSettings, ServerSettings):

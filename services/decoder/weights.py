@@ -4,8 +4,8 @@ import torch
 from safetensors import safe_open
 
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
+from services.common.linear import Linear, Quantization, make_linear
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
-from services.decoder.linear import Linear, Quantization, make_linear
 
 ACTIVATIONS = {"silu", "swish"}
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from services.common.linear import PlainLinear, QuantizedLinear, can_quantize
 from services.decoder.assemble import require_quantizable
-from services.decoder.linear import PlainLinear, QuantizedLinear, can_quantize
 from services.decoder.weights import load_language_model
 from tests.decoder.conftest import Harness, Model
 
