@@ -9,7 +9,7 @@ from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 from services.common.channels import open_channel
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
-from services.common.server import install_stop_signals, serve
+from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.common.tls import channel_credentials
 
@@ -25,6 +25,7 @@ SERVICE_NAME = chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_
 
 def main() -> None:
     """Read the settings, serve until stopped. Exits with 2 when the settings or the checkpoint cannot be used."""
+    exit_on_stop_signals()
     settings = parse_command_line(GatewaySettings, "The gateway: chat requests in, text out.")
     configure_logging("gateway")
     try:
@@ -36,7 +37,6 @@ def main() -> None:
 
 async def run(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = install_stop_signals(asyncio.get_running_loop())
     guards, credentials = guards_of(settings), channel_credentials(settings)
     checkpoint = Checkpoint.open(settings.model)
     async with (
@@ -44,6 +44,7 @@ async def run(settings: GatewaySettings) -> None:
         open_channel(settings.decoder, credentials) as decoder,
     ):
         rooms = Rooms(settings, checkpoint, encoder, decoder)
+        stop = install_stop_signals(asyncio.get_running_loop())
 
         def register(server: grpc.aio.Server) -> None:
             chat_service_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(settings, rooms), server)

@@ -1,13 +1,13 @@
 """The life of a gRPC server: bind, announce, serve, drain."""
 
 import asyncio
-import contextlib
 import ipaddress
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import NoReturn, Self
 
 import grpc
 import structlog
@@ -16,11 +16,14 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.health import DrainingHealth
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import variable_name
 from services.common.tls import TlsSettings, server_credentials
 
 READY_FILE_VARIABLE = "DIPTYCH_READY_FILE"
+MAX_HEALTH_REQUEST_BYTES = 4096  # a service's name
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 log = structlog.get_logger()
 
@@ -33,6 +36,10 @@ class ServerSettings(TlsSettings):
     )
 
     listen: str = Field(default="127.0.0.1:0", description="Address to listen on, host:port; port 0 takes a free one.")
+    health_listen: str | None = Field(
+        default=None,
+        description="A second address, host:port, in the clear, for health alone: for probes that speak no TLS.",
+    )
     drain_notice_s: float = Field(
         default=0.5,
         ge=0,
@@ -93,66 +100,73 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
     call. The bound port goes to `on_ready`, and the address to the file that DIPTYCH_READY_FILE names. OSError when the
     address cannot be bound or a certificate cannot be read.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=_options(settings))
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=_options(settings.max_message_bytes))
     register(server)
     health_servicer = DrainingHealth()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     for name in service_names:
         await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    address, port = _bind(server, settings)
-    await server.start()
-    try:
-        _announce(address, port, on_ready)
-        await stop.wait()
-        log.info("draining", address=address)
-    finally:
-        await health_servicer.enter_graceful_shutdown()
-        await asyncio.sleep(settings.drain_notice_s)  # a call that meets the stop itself would fail as CANCELLED
-        await server.stop(settings.drain_grace_s)
+    address, port = _bind(server, settings.listen, server_credentials(settings))
+    async with _plain_health(settings, health_servicer):
+        await server.start()
+        try:
+            _announce(address, port, on_ready)
+            await stop.wait()
+            log.info("draining", address=address)
+        finally:
+            await health_servicer.enter_graceful_shutdown()
+            await asyncio.sleep(settings.drain_notice_s)  # a call that meets the stop itself would fail as CANCELLED
+            await server.stop(settings.drain_grace_s)
     log.info("stopped", address=address)
 
 
-class DrainingHealth(health.aio.HealthServicer):  # type: ignore[misc]  # it comes without types
-    """Ends a Watch after its last word, or its watcher would hold a draining server for the whole grace."""
+@asynccontextmanager
+async def _plain_health(settings: ServerSettings, servicer: DrainingHealth) -> AsyncIterator[None]:
+    """The same health at `settings.health_listen`, until the drain is over.
 
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 -- the RPC's name
-        with contextlib.suppress(_WatchEnded):
-            await super().Watch(request, _WatchContext(context, self))
-
-    @property
-    def is_draining(self) -> bool:
-        return bool(self._gracefully_shutting_down)
-
-
-class _WatchContext:
-    """Writes a watcher's news, and stops the watch after the news of the drain."""
-
-    def __init__(self, context: Any, servicer: DrainingHealth) -> None:
-        self._context, self._servicer = context, servicer
-
-    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
-        await self._context.write(response)
-        if self._servicer.is_draining:
-            raise _WatchEnded
+    It may be reached from other machines without TLS: it has no other service, not even reflection, and takes a message
+    of a name's length, so it tells no more than the main port tells everybody.
+    """
+    if settings.health_listen is None:
+        yield
+        return
+    server = grpc.aio.server(options=_options(MAX_HEALTH_REQUEST_BYTES))
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    address, _ = _bind(server, settings.health_listen, None)
+    await server.start()
+    log.info("listening for health alone", address=address)
+    try:
+        yield
+    finally:
+        await server.stop(None)
 
 
-class _WatchEnded(Exception):  # noqa: N818 -- no error
-    pass
+def exit_on_stop_signals() -> None:
+    """From now on SIGTERM and SIGINT end the process with 0 at once: who still loads has no calls to finish.
+
+    Holds until `install_stop_signals`. What loads must do so in the main thread, where Python runs signal handlers.
+    """
+
+    def leave(*_: object) -> NoReturn:
+        raise SystemExit(0)
+
+    for number in STOP_SIGNALS:
+        signal.signal(number, leave)
 
 
 def install_stop_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     """An event that SIGTERM and SIGINT set."""
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     return stop
 
 
-def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # on by default: two servers would silently share a port
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
         ("grpc.keepalive_permit_without_calls", 1),
         (
             "grpc.http2.min_recv_ping_interval_without_data_ms",
@@ -161,8 +175,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     ]
 
 
-def _bind(server: grpc.aio.Server, settings: ServerSettings) -> tuple[str, int]:
-    listen, credentials = settings.listen, server_credentials(settings)
+def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> tuple[str, int]:
     host, _, _ = listen.rpartition(":")
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)

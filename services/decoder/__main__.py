@@ -10,7 +10,7 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
-from services.common.server import install_stop_signals, serve
+from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.decoder.assemble import build_decoder
 from services.decoder.settings import DecoderSettings
@@ -22,10 +22,10 @@ SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"]
 
 async def run(settings: DecoderSettings) -> None:
     """Load the model, serve until a stop signal, drain."""
-    stop = install_stop_signals(asyncio.get_running_loop())
     cache = configured_cache(settings)
     checkpoint = Checkpoint.open(settings.model)
-    engine, service = await asyncio.to_thread(build_decoder, settings, checkpoint, cache)
+    engine, service = build_decoder(settings, checkpoint, cache)  # in this thread, so that a stop signal ends it
+    stop = install_stop_signals(asyncio.get_running_loop())
     engine.start()
 
     def register(server: grpc.aio.Server) -> None:
@@ -40,6 +40,7 @@ async def run(settings: DecoderSettings) -> None:
 
 def main() -> None:
     """The command."""
+    exit_on_stop_signals()
     settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     configure_logging("decoder")
     if settings.threads:

@@ -7,7 +7,7 @@ from diptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 
 from services.common.checkpoint import CheckpointError
 from services.common.logs import configure_logging
-from services.common.server import install_stop_signals, serve
+from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
@@ -29,6 +29,7 @@ async def run(settings: EncoderSettings, loaded: Loaded) -> None:
 
 def main() -> None:
     """Exit code 2 when the settings, the checkpoint or the address cannot be used."""
+    exit_on_stop_signals()
     settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
     configure_logging("encoder")
     try:

@@ -115,6 +115,11 @@ def container_of(workload: Manifest) -> Manifest:
     return found
 
 
+def ports_of(workload: Manifest) -> dict[str, int]:
+    """The ports of a workload's container by name; the first is what it is there for."""
+    return {port["name"]: port["containerPort"] for port in container_of(workload)["ports"]}
+
+
 def containers_of(workload: Manifest) -> list[Manifest]:
     """A workload's container, and those that run before it."""
     return [*pod_of(workload).get("initContainers", []), *pod_of(workload)["containers"]]

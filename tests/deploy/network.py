@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.deploy.manifests import Manifest, Render, labels_of
 
 HERE = "here"
-PORTS = (("TCP", 50051), ("TCP", 6379), ("TCP", 53), ("UDP", 53), ("TCP", 443))
+PORTS = (("TCP", 50051), ("TCP", 50052), ("TCP", 6379), ("TCP", 53), ("UDP", 53), ("TCP", 443))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from tests.deploy.manifests import (
     labels_of,
     name_of,
     pod_of,
+    ports_of,
     quantity,
 )
 from tests.deploy.network import matches
@@ -30,10 +31,12 @@ SERVICES = {
 
 
 def is_probed_over_grpc(render: Render) -> Iterator[str]:
-    """Start and readiness ask for the service by its name; liveness asks for the process alone, so never for Redis."""
+    """At the plain port, start and readiness ask for the service, and liveness for the process: never for Redis."""
     for workload in render.servers:
         name, container = workload["metadata"]["name"], container_of(workload)
-        port = container["ports"][0]["containerPort"]
+        port = ports_of(workload)["health"]
+        if render.settings(name).health_listen != f"0.0.0.0:{port}":
+            yield f"{name_of(workload)}: answers no probe at {port}"
         wanted = {
             "startupProbe": {"port": port, "service": SERVICES[name]},
             "readinessProbe": {"port": port, "service": SERVICES[name]},
@@ -75,7 +78,7 @@ def lets_streams_finish(render: Render) -> Iterator[str]:
 
 
 def stops_while_it_loads(render: Render) -> Iterator[str]:
-    """The server is not PID 1, which would ignore SIGTERM until it has a handler."""
+    """The server is not PID 1, which would ignore SIGTERM until it has a handler, after its imports."""
     for workload in render.servers:
         if not pod_of(workload).get("shareProcessNamespace"):
             yield f"{name_of(workload)}: is PID 1"
@@ -105,10 +108,10 @@ def listens_where_it_is_called(render: Render) -> Iterator[str]:
         selected = [w for w in render.of("Deployment") if matches({"matchLabels": service["selector"]}, labels_of(w))]
         if selected != [workload]:
             yield f"{name_of(workload)}: its Service selects {[name_of(w) for w in selected]}"
-        if service["ports"][0]["port"] != container_of(workload)["ports"][0]["containerPort"]:
+        if service["ports"][0]["port"] != next(iter(ports_of(workload).values())):
             yield f"{name_of(workload)}: its Service has another port"
     for workload in render.servers:
-        name, port = workload["metadata"]["name"], container_of(workload)["ports"][0]["containerPort"]
+        name, port = workload["metadata"]["name"], next(iter(ports_of(workload).values()))
         if render.settings(name).listen != f"0.0.0.0:{port}":
             yield f"{name_of(workload)}: listens on {render.settings(name).listen}"
         if name != "gateway" and getattr(render.settings("gateway"), name) != f"dns:///{name}:{port}":

@@ -53,6 +53,7 @@ BROKEN: list[tuple[Property, str, str, str, Any]] = [
     (safety.denies_by_default, "NetworkPolicy", "default-deny", "spec/egress", [{}]),
     (safety.has_the_edges_of_the_journey, "NetworkPolicy", "redis", "spec/ingress/0/from", []),
     (safety.has_the_edges_of_the_journey, "NetworkPolicy", "gateway", "spec/ingress/0/from/0/podSelector", {}),
+    (safety.has_the_edges_of_the_journey, "NetworkPolicy", "gateway", "spec/ingress/0/ports", None),
     (safety.has_the_edges_of_the_journey, "NetworkPolicy", "to-redis", "spec/egress/0/ports/0/port", 6380),
     (
         operation.is_probed_over_grpc,
@@ -62,6 +63,7 @@ BROKEN: list[tuple[Property, str, str, str, Any]] = [
         "ChatService",
     ),
     (operation.is_probed_over_grpc, "Deployment", "decoder", f"{CONTAINER}/livenessProbe/grpc/service", "cache"),
+    (operation.is_probed_over_grpc, "ConfigMap", "encoder", "data/DIPTYCH_ENCODER_HEALTH_LISTEN", "127.0.0.1:50052"),
     (operation.has_time_to_load, "Deployment", "encoder", f"{CONTAINER}/startupProbe/failureThreshold", 3),
     (operation.has_time_to_load, "Deployment", "decoder", "spec/progressDeadlineSeconds", None),
     (operation.lets_streams_finish, "Deployment", "gateway", f"{POD}/terminationGracePeriodSeconds", 610),
