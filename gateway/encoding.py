@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import grpc
@@ -29,13 +29,17 @@ PARTIAL = content_pb2.CACHE_RESULT_PARTIAL
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """One item to be encoded for the decoder. `index`: its place in the prompt. `width`: values a row must have."""
+    """One item to be encoded for the decoder. `index`: its place in the prompt. `width`: values a row must have.
+
+    With `no_store` it goes inline, and takes no turn with others that are to be cached.
+    """
 
     caller: Caller
     item: MediaItem
     index: int
     media_key: bytes
     width: int
+    no_store: bool = False
 
 
 class Encoding:
@@ -88,7 +92,8 @@ class Encoding:
                     raise known from error
 
     async def _try_encode(self, job: EncodeJob, write: Write, note: Note, rows: "_Rows", *, inline: bool) -> None:
-        async with self._flights.of(job.media_key) as waited:
+        turn = nullcontext(False) if job.no_store else self._flights.of(job.media_key)
+        async with turn as waited:
             if waited and not inline and await self._send_reference(job, write, note):
                 return
             call = self._stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
@@ -164,6 +169,7 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
         grid=item.grid,
         media_key=job.media_key,
         inline_embeddings=inline,
+        no_store=job.no_store,
     )
     yield encoder_service_pb2.EncodeRequest(header=header)
     for file in item.files:

@@ -12,6 +12,7 @@ from services.common.errors import PromptTooLong
 from .answer import Answer
 from .caller import Caller
 from .decoding import DecodeJob
+from .encoding import EncodeJob
 from .media import MediaItem
 from .prompt import Prompt
 from .rooms import Rooms
@@ -28,6 +29,7 @@ class Prepared:
 
     items: list[MediaItem]
     prompt: Prompt
+    no_store: bool
 
 
 class Pipeline:
@@ -45,7 +47,7 @@ class Pipeline:
         items = await caller.deadline.bound(rooms.media.load(conversation, caller.tenant))
         turns = turns_of(conversation, items)
         prompt = await asyncio.to_thread(rooms.prompts.build, turns, add_vision_id=conversation.add_vision_id)
-        return Prepared(items, prompt)
+        return Prepared(items, prompt, conversation.no_store)
 
     async def run(
         self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
@@ -55,7 +57,7 @@ class Pipeline:
         prepared = await self.prepare(conversation, asked, caller)
         watch.lap("media_ms")
         job, generation = await self._plan(prepared, asked, caller)
-        remembering = rooms.remember(prepared.items, caller)
+        remembering = asyncio.create_task(self.remember(prepared, caller))
         yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
 
         answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
@@ -73,6 +75,11 @@ class Pipeline:
         await remembering
         yield rooms.reports.finished(prepared.prompt, answer, job, watch)
 
+    async def remember(self, prepared: Prepared, caller: Caller) -> None:
+        """Keep the media for later requests to name, unless this one forbids it."""
+        if not prepared.no_store:
+            await self._rooms.media.remember(prepared.items, caller.tenant)
+
     async def _plan(
         self, prepared: Prepared, asked: generation_pb2.Generation, caller: Caller
     ) -> tuple[DecodeJob, generation_pb2.Generation]:
@@ -83,6 +90,9 @@ class Pipeline:
         if num_tokens > longest:
             raise PromptTooLong(num_tokens, longest)
         generation = rooms.generation.effective(asked, decoder.max_context_tokens - num_tokens)
-        jobs = await rooms.encode_jobs(prepared.items, decoder, caller) if prepared.items else []
+        jobs: list[EncodeJob] = []
+        if prepared.items:
+            jobs = await rooms.encode_jobs(prepared.items, decoder, caller, no_store=prepared.no_store)
         prompt = rooms.decoder_prompt(prepared.prompt, jobs, generation, decoder, caller)
-        return DecodeJob(caller, prompt, jobs, inline=decoder.cache != "redis"), generation
+        prompt.no_store = prepared.no_store
+        return DecodeJob(caller, prompt, jobs, inline=decoder.cache != "redis" or prepared.no_store), generation

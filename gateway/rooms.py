@@ -1,6 +1,5 @@
 """The gateway's parts, put together once at start."""
 
-import asyncio
 import ipaddress
 from collections.abc import Sequence
 from contextlib import suppress
@@ -87,12 +86,14 @@ class Rooms:
             profile_of(encoder),
         )
 
-    async def encode_jobs(self, items: Sequence[MediaItem], decoder: Decoder, caller: Caller) -> list[EncodeJob]:
+    async def encode_jobs(
+        self, items: Sequence[MediaItem], decoder: Decoder, caller: Caller, *, no_store: bool
+    ) -> list[EncodeJob]:
         """What is to be encoded for a prompt. Raises InvalidRequest for items beyond what the encoder takes."""
         encoder = await caller.deadline.bound(self.capabilities.encoder(decoder))
         _require_fit(items, encoder.max_patches)
         return [
-            EncodeJob(caller, item, index, self.media_key(item, encoder, caller), decoder.width)
+            EncodeJob(caller, item, index, self.media_key(item, encoder, caller), decoder.width, no_store=no_store)
             for index, item in enumerate(items)
         ]
 
@@ -102,10 +103,6 @@ class Rooms:
             decoder = await caller.deadline.bound(self.capabilities.decoder())
             await caller.deadline.bound(self.capabilities.encoder(decoder))
         return self.capabilities.last_encoder, self.capabilities.last_decoder
-
-    def remember(self, items: Sequence[MediaItem], caller: Caller) -> "asyncio.Task[None]":
-        """Keep the request's media for later ones, beside its other work."""
-        return asyncio.create_task(self.media.remember(items, caller.tenant))
 
     def decoder_prompt(
         self,

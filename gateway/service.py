@@ -77,14 +77,14 @@ class ChatService(chat_service_pb2_grpc.ChatServiceServicer):
         """The cost of a conversation; works with encoder and decoder down."""
         caller = caller_of(context, self._settings.max_request_s)
         prepared = await self._pipeline.prepare(request.conversation, None, caller)
-        await self._rooms.remember(prepared.items, caller)
+        await self._pipeline.remember(prepared, caller)
         return self._rooms.reports.count(prepared.items, prepared.prompt)
 
     async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
         """The model's input, looked into."""
         caller = caller_of(context, self._settings.max_request_s)
         prepared = await self._pipeline.prepare(request.conversation, request.generation, caller)
-        await self._rooms.remember(prepared.items, caller)
+        await self._pipeline.remember(prepared, caller)
         return await explain(self._rooms, prepared, request.generation, caller)
 
     async def UploadMedia(

@@ -96,6 +96,8 @@ class Scheduler:
             self.waiting.remove(sequence)
             if sequence in self.running:
                 self.running.remove(sequence)
+            if sequence.request.no_store:
+                self._pool.withdraw(sequence.blocks)
             self._release(sequence)
 
     def note_duration(self, chunks: list[Chunk], seconds: float) -> None:

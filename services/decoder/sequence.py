@@ -124,7 +124,10 @@ class Clock(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One prompt and what is asked of it. `on_event` is called in the engine's thread and must not block."""
+    """One prompt and what is asked of it. `on_event` is called in the engine's thread and must not block.
+
+    With `no_store` its blocks can be found by nobody once it is over.
+    """
 
     request_id: str
     tenant: str
@@ -136,6 +139,7 @@ class Request:
     root_hash: bytes
     on_event: Callable[[Event], None]
     matchers: "list[Matcher]" = field(default_factory=list)  # one a choice, or none
+    no_store: bool = False
     arrived: float = 0.0
     has_begun: bool = False
     sequences: list["Sequence"] = field(default_factory=list)

@@ -138,7 +138,8 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         stream: ResponseStream,
     ) -> Request:
         num_tokens, spans = len(checked.token_ids), checked.spans
-        salt = b"" if self._facts.prefix_cache else secrets.token_bytes(16)
+        shares = self._facts.prefix_cache and not prompt.no_store
+        salt = b"" if shares else secrets.token_bytes(16)
         return Request(
             request_id=prompt.request_id,
             tenant=prompt.tenant,
@@ -153,6 +154,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             root_hash=root_hash(prompt.tenant, salt),
             on_event=stream.push,
             matchers=matchers,
+            no_store=prompt.no_store,
         )
 
     async def _feed(self, requests: Messages, request: Request, checked: CheckedPrompt, stream: ResponseStream) -> None:

@@ -63,7 +63,7 @@ async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIte
         with ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode") as pool:
             yield EncoderService(
                 Pipeline(
-                    SliceEncoder(batcher, tiers, _profile(loaded)),
+                    SliceEncoder(batcher, _profile(loaded)),
                     tiers,
                     pool,
                     secret=settings.cache_secret.get_secret_value().encode(),

@@ -36,6 +36,7 @@ class Item:
     grid: tuple[int, int, int]
     media_key: bytes
     inline: bool
+    no_store: bool
 
     @property
     def num_patches(self) -> int:
@@ -64,6 +65,7 @@ def read_header(header: EncodeHeader, pre: Preprocessor, limits: Limits) -> Item
         grid=(header.grid.t, header.grid.h, header.grid.w),
         media_key=header.media_key,
         inline=header.inline_embeddings,
+        no_store=header.no_store,
     )
 
 
@@ -83,6 +85,8 @@ def _identity(header: EncodeHeader) -> Iterator[Violation]:
         yield Violation("header.kind", "is neither image nor video", "REQUIRED")
     if len(header.media_key) != KEY_BYTES:
         yield Violation("header.media_key", f"must have {KEY_BYTES} bytes", "WRONG_LENGTH")
+    if header.no_store and not header.inline_embeddings:
+        yield Violation("header.inline_embeddings", "is needed beside no_store", "REQUIRED")
 
 
 def _files(header: EncodeHeader, source: Source, limits: Limits) -> Iterator[Violation]:

@@ -56,11 +56,12 @@ class Pipeline:
 
     async def _encode_windows(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
         slice_patches = item.grid[1] * item.grid[2]
+        tiers = self._tiers.of(item.tenant, no_store=item.no_store)
         key, source = tenant_key(self._secret, item.tenant), decode(item.plan, files)
         tasks: list[asyncio.Task[list[EncodedSlice]]] = []
         try:
             while window := await self._next_window(source, slice_patches, key):
-                tasks.append(asyncio.create_task(self._slices.encode(window, item.tenant, deadline)))
+                tasks.append(asyncio.create_task(self._slices.encode(window, tiers, deadline)))
                 if len(tasks) > _WINDOWS_AHEAD:
                     await tasks[-1 - _WINDOWS_AHEAD]
             return [part for task in tasks for part in await task]

@@ -38,11 +38,11 @@ class SliceInput:
 class SliceEncoder:
     """Gives the embeddings of slices; the same slice is never computed twice at a time."""
 
-    def __init__(self, batcher: Batcher, tiers: Tiers, profile: CacheProfile) -> None:
+    def __init__(self, batcher: Batcher, profile: CacheProfile) -> None:
         self._batcher = batcher
-        self._tiers = tiers
         self._profile = profile
-        self._flights: Flights[EncodedSlice] = Flights()
+        # one for what is kept and one for what is not, so that neither's wish becomes the other's
+        self._flights: dict[bool, Flights[EncodedSlice]] = {True: Flights(), False: Flights()}
 
     def key_of(self, frames: Frames, tenant_key: bytes) -> bytes:
         """The cache key of a slice. Hashes its pixels, so not for the event loop."""
@@ -52,16 +52,16 @@ class SliceEncoder:
         height, width, _ = frames[0].shape
         return slice_key(tenant_key, digest.digest(), height, width, self._profile)
 
-    async def encode(self, slices: Sequence[SliceInput], tenant: str, deadline: float) -> list[EncodedSlice]:
-        """Embeddings in the order of `slices`, which are a tenant's. Raises what one slice's own failure was."""
-        tiers = self._tiers.of(tenant)
+    async def encode(self, slices: Sequence[SliceInput], tiers: Tiers, deadline: float) -> list[EncodedSlice]:
+        """Embeddings in the order of `slices`, which `tiers` may have or take. Raises one slice's own failure."""
         found = await tiers.look_up([part.key for part in slices])
         return await gather(self._one(part, tiers, found.get(part.key), deadline) for part in slices)
 
     async def _one(self, part: SliceInput, tiers: Tiers, found: Found | None, deadline: float) -> EncodedSlice:
         if found is not None:
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
-        return await self._flights.join(part.key, deadline, lambda flight: self._compute(part, tiers, flight))
+        flights = self._flights[tiers.no_store]
+        return await flights.join(part.key, deadline, lambda flight: self._compute(part, tiers, flight))
 
     async def _compute(self, part: SliceInput, tiers: Tiers, flight: Flight) -> EncodedSlice:
         # another flight may have landed since the look-up

@@ -18,12 +18,12 @@ class Found:
 class Tiers:
     """Looks into the process first; whatever is found or made is in both afterwards, as far as they take it."""
 
-    def __init__(self, local: EmbeddingCache, shared: EmbeddingCache | None) -> None:
-        self._local, self._shared = local, shared
+    def __init__(self, local: EmbeddingCache, shared: EmbeddingCache | None, *, no_store: bool = False) -> None:
+        self._local, self._shared, self.no_store = local, shared, no_store
 
-    def of(self, tenant: str) -> "Tiers":
-        """The same tiers, what is shared sealed for `tenant`."""
-        return Tiers(self._local, self._shared.of(tenant)) if self._shared is not None else self
+    def of(self, tenant: str, *, no_store: bool = False) -> "Tiers":
+        """The same tiers, what is shared sealed for `tenant`. With `no_store` they are read and never written."""
+        return Tiers(self._local, self._shared.of(tenant) if self._shared is not None else None, no_store=no_store)
 
     async def look_up(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
         """What is cached of `keys`."""
@@ -32,6 +32,8 @@ class Tiers:
         if self._shared is None:
             return _unshared(here)
         elsewhere = await self._present(self._shared, [key for key in wanted if key not in here])
+        if self.no_store:
+            return _unshared({**here, **elsewhere})
         if elsewhere:
             await self._local.put_slices(elsewhere)
         return {
@@ -42,11 +44,13 @@ class Tiers:
     async def look_up_again(self, key: bytes) -> Found | None:
         """What has come into this process since the look-up; does not ask the shared cache for rows a second time."""
         here = await self._present(self._local, [key])
-        found = await self._confirm(self._shared, here) if self._shared else _unshared(here)
+        found = await self._confirm(self._shared, here) if self._shared and not self.no_store else _unshared(here)
         return found.get(key)
 
     async def store(self, key: bytes, rows: Slice) -> bool:
-        """Keep a new slice; whether the shared cache acknowledged it."""
+        """Keep a new slice, if it may be kept; whether the shared cache acknowledged it."""
+        if self.no_store:
+            return False
         stored = self._shared is not None and await self._shared.put_slices({key: rows})
         await self._local.put_slices({key: rows})
         return stored

@@ -31,7 +31,7 @@ from services.decoder.assemble import build_decoder
 from services.decoder.grammar import GrammarCompiler
 from services.decoder.service import DecoderService, SlowReader
 from services.decoder.settings import DecoderSettings
-from tests.decoder.conftest import Case, Model
+from tests.decoder.conftest import Case, Harness, Model
 
 CALL_S = 60
 KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND_VIDEO}
@@ -185,6 +185,37 @@ async def test_text(service: Service) -> None:
     assert tokens[0] == service.model.generate(case, 12)
     assert finished.ends[0].reason == generation_pb2.FINISH_REASON_LENGTH
     assert finished.ends[0].num_tokens == 12
+
+
+async def test_no_store_neither_finds_nor_leaves_a_prefix(service: Service) -> None:
+    """Such a prompt is computed from its first token, and a later prompt finds none of its blocks."""
+    case = service.model.case(64)
+    passing = prompt(case, num_choices=3)
+    passing.prompt.no_store = True
+
+    async def num_cached(message: Message) -> int:
+        call = service.stub.Generate(timeout=CALL_S)
+        await call.write(message)
+        await call.done_writing()
+        events = [event async for event in call]
+        await service.until_idle()
+        return sum(event.begun.num_cached_tokens for event in events)
+
+    found = [await num_cached(message) for message in (passing, passing, prompt(case), passing, prompt(case))]
+    assert found == [0, 0, 0, 0, 48]
+
+
+def test_blocks_of_no_store_are_empty_at_once(gqa_model: Model) -> None:
+    """They do not push what others may still find out of the pool: nothing is known of them when the request ends."""
+    harness = Harness(gqa_model)
+    harness.engine.start()
+    answer = harness.request(gqa_model.case(40))
+    answer.request.no_store = True
+    harness.engine.submit(answer.request)
+    answer.wait()
+    harness.engine.stop()
+    assert not harness.pool._by_hash
+    assert harness.pool.num_used == 0
 
 
 async def test_begun_comes_first(service: Service) -> None:

@@ -120,6 +120,38 @@ async def test_a_second_encoder_finds_what_the_first_has_stored(serve_encoder: S
         assert (await second.encode(header, PNG)).manifest.num_cached_slices == 1
 
 
+@pytest.mark.parametrize("cache_url", ["redis", "memory"])
+async def test_no_store_reads_and_never_writes(serve_encoder: Serve, redis_url: str, cache_url: str) -> None:
+    """Such an item finds what others have stored; its own rows are in no cache, nor is its manifest."""
+    url = redis_url if cache_url == "redis" else "memory://"
+    fields = {"tenant": f"passing {cache_url}", "inline_embeddings": True}
+    kept = image_header(PNG, SIDE, SIDE, media_key=b"k" * 32, **fields)
+    passing = image_header(PNG, SIDE, SIDE, media_key=b"p" * 32, no_store=True, **fields)
+    cache = open_cache(url, ttl_s=60, max_bytes=1)
+    async with serve_encoder(cache_url=url) as client:
+        replies = [await client.encode(header, PNG) for header in (passing, passing, kept, passing)]
+    assert [reply.manifest.num_cached_slices for reply in replies] == [0, 0, 0, 1]
+    assert not any(reply.manifest.stored for reply in (*replies[:2], replies[3]))
+    assert len({reply.data for reply in replies}) == 1
+    assert await cache.of(kept.tenant).get_manifest(b"p" * 32) is None
+    await cache.close()
+
+
+async def test_no_store_and_its_opposite_at_once(serve_encoder: Serve, redis_url: str) -> None:
+    """Of callers with the same picture each gets what it asked for, whoever came first."""
+    async with serve_encoder(cache_url=redis_url) as client:
+        for kept_at in (0, 1, 2):
+            headers = [
+                image_header(
+                    PNG, SIDE, SIDE, tenant=f"at once {kept_at}", inline_embeddings=True, no_store=index != kept_at
+                )
+                for index in range(3)
+            ]
+            replies = await asyncio.gather(*(client.encode(header, PNG) for header in headers))
+            assert [reply.manifest.stored for reply in replies] == [index == kept_at for index in range(3)]
+            assert len({reply.data for reply in replies}) == 1
+
+
 async def test_redis_down_means_inline(serve_encoder: Serve) -> None:
     """With a Redis that is not there, the rows travel in the stream and nothing claims to be stored."""
     async with serve_encoder(cache_url="redis://127.0.0.1:1/0") as client:

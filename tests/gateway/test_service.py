@@ -508,3 +508,20 @@ async def test_slow_encodes_hold_up_only_their_own_request(stage: Stage, prompts
     assert (await chat(stage, says("?"))).choices[0].text == "ok"
     stage.encoder.gate.set()
     assert (await waiting).choices[0].text == "ok"
+
+
+async def test_no_store_is_passed_on_and_keeps_no_media(stage: Stage, png: bytes) -> None:
+    """Encoder and decoder are told, the rows go inline though both share a cache, and no call keeps the file."""
+    stage.encoder.stored, stage.decoder.cache = True, "redis"
+    conversation = says(content.Image(data=png), "What?")
+    conversation.no_store = True
+    response = await chat(stage, conversation)
+    await stage.stub.CountTokens(pb.CountTokensRequest(conversation=conversation))
+    await stage.stub.Explain(pb.ExplainRequest(conversation=conversation))
+    (header,), (prompt,) = stage.encoder.headers, stage.decoder.prompts
+    assert header.no_store
+    assert header.inline_embeddings
+    assert prompt.no_store
+    assert not stage.decoder.references
+    named = says(content.Image(digest=response.started.media[0].digest), "What?")
+    assert (await failing(chat(stage, named)))[0] is grpc.StatusCode.NOT_FOUND

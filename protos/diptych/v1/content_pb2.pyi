@@ -39,12 +39,14 @@ CACHE_RESULT_MISS: CacheResult
 CACHE_RESULT_PARTIAL: CacheResult
 
 class Conversation(_message.Message):
-    __slots__ = ("messages", "add_vision_id")
+    __slots__ = ("messages", "add_vision_id", "no_store")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     ADD_VISION_ID_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     add_vision_id: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., add_vision_id: _Optional[bool] = ...) -> None: ...
+    no_store: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., add_vision_id: _Optional[bool] = ..., no_store: _Optional[bool] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "parts")

@@ -20,20 +20,22 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., reference: _Optional[_Union[_embedding_pb2.EmbeddingReference, _Mapping]] = ..., chunk: _Optional[_Union[_embedding_pb2.EmbeddingChunk, _Mapping]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest")
+    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest", "no_store")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     media: _containers.RepeatedCompositeFieldContainer[MediaPlacement]
     generation: _generation_pb2.Generation
     checkpoint_digest: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ...) -> None: ...
+    no_store: bool
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ..., no_store: _Optional[bool] = ...) -> None: ...
 
 class MediaPlacement(_message.Message):
     __slots__ = ("offset", "grid", "media_key", "kind")

@@ -17,7 +17,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[EncodeHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class EncodeHeader(_message.Message):
-    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings")
+    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class EncodeHeader(_message.Message):
     GRID_FIELD_NUMBER: _ClassVar[int]
     MEDIA_KEY_FIELD_NUMBER: _ClassVar[int]
     INLINE_EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    NO_STORE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     kind: _content_pb2.MediaKind
@@ -38,7 +39,8 @@ class EncodeHeader(_message.Message):
     grid: _content_pb2.Grid
     media_key: bytes
     inline_embeddings: bool
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ...) -> None: ...
+    no_store: bool
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("manifest", "chunk")
