@@ -81,6 +81,12 @@ def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, quantiza
     return PlainLinear(weight, bias)
 
 
+def require_quantizable(wanted: Quantization, dtype: str, device: torch.device, variable: str) -> None:
+    """int8 has its kernels on the CPU, beside float32. Exits with the name of the variable that asks for it."""
+    if wanted == "int8" and not (device.type == "cpu" and dtype == "float32" and can_quantize()):
+        raise SystemExit(f"{variable}: int8 needs a CPU that oneDNN has the kernels for, and float32 beside it")
+
+
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of PyTorch and this processor have the kernels, found by trying."""

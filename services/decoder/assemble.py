@@ -8,7 +8,7 @@ import torch
 
 from services.common.cache import EmbeddingCache
 from services.common.checkpoint import Checkpoint, TextConfig
-from services.common.linear import Quantization, can_quantize
+from services.common.linear import require_quantizable
 from services.common.settings import variable_name
 from services.decoder.embeddings import TORCH_DTYPES
 from services.decoder.engine import Engine, QueueLimits
@@ -45,7 +45,7 @@ def build_decoder(
     """Load the model and connect the parts. The engine is not started."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
-    require_quantizable(settings.quantize, dtype, device)
+    require_quantizable(settings.quantize, dtype, device, variable_name(DecoderSettings, "quantize"))
     model = load_language_model(checkpoint, TORCH_DTYPES[dtype], device, settings.quantize)
     parts = build_engine(settings, checkpoint, model)
     log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=parts.pool.num_blocks)
@@ -93,13 +93,6 @@ def choose_dtype(wanted: str, stored: str, device: torch.device) -> str:
     if wanted != "auto":
         return wanted
     return stored if device.type == "cuda" else "float32"
-
-
-def require_quantizable(wanted: Quantization, dtype: str, device: torch.device) -> None:
-    """int8 has its kernels on the CPU, beside float32. Exits with the name of the variable."""
-    if wanted == "int8" and not (device.type == "cpu" and dtype == "float32" and can_quantize()):
-        name = variable_name(DecoderSettings, "quantize")
-        raise SystemExit(f"{name}: int8 needs a CPU that oneDNN has the kernels for, and float32 beside it")
 
 
 def _rules(settings: DecoderSettings, checkpoint: Checkpoint, kv_tokens: int) -> Rules:

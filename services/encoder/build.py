@@ -43,7 +43,7 @@ def load_model(settings: EncoderSettings) -> Loaded:
     """Read the checkpoint's vision half and run it once. Raises CheckpointError."""
     torch.set_num_threads(settings.threads or os.cpu_count() or 1)
     checkpoint = Checkpoint.open(settings.model)
-    vision = load_vision(checkpoint, dtype=settings.dtype, device=settings.device)
+    vision = load_vision(checkpoint, dtype=settings.dtype, device=settings.device, quantization=settings.quantize)
     pre = checkpoint.preprocessor
     embedder = Embedder(vision, Patchifier(pre))
     side = pre.patch_size * pre.merge_size
@@ -103,6 +103,7 @@ def _capabilities(
         checkpoint_digest=checkpoint.digest(),
         width=checkpoint.vision.hidden_size,
         dtype=loaded.vision.dtype,
+        quantization=settings.quantize,
         patch_size=pre.patch_size,
         merge_size=pre.merge_size,
         temporal_patch_size=pre.temporal_patch_size,

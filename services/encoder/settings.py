@@ -5,6 +5,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.linear import Quantization
 from services.common.media.images import MAX_SOURCE_PIXELS
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
@@ -23,6 +24,9 @@ class EncoderSettings(CommonSettings, ServerSettings):
     )
     max_queued_patches: int = Field(
         1_048_576, ge=1, description="Patches of all requests under way; beyond them requests are told to come back."
+    )
+    quantize: Quantization = Field(
+        "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
     )
     decode_threads: int = Field(2, ge=1, description="Threads that decode and resize media.")
     local_cache_bytes: int = Field(

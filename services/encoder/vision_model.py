@@ -41,8 +41,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
-        patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
-        self.patch_embed = nn.Linear(patch_dim, config.embed_dim, bias=False)
+        self.patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
+        self.patch_embed = nn.Linear(self.patch_dim, config.embed_dim, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.merger = Merger(config)
 
@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
     def forward(self, patches: Tensor, grids: Sequence[tuple[int, int]]) -> Tensor:
         """`patches` [sum(h * w), patch_dim]; `grids`: (h, w) of each slice, slices of equal h * w side by side."""
         packing = self._pack(grids)
-        hidden = self.patch_embed(patches.to(self.patch_embed.weight.dtype))
+        hidden = self.patch_embed(patches.to(self.merger.ln_q.weight.dtype))
         for block in self.blocks:
             hidden = block(hidden, packing)
         merged: Tensor = self.merger(hidden)
@@ -60,7 +60,7 @@ class VisionTransformer(nn.Module):
         runs = groupby(h * w for h, w in grids)
         groups = tuple((len(list(run)), num_patches) for num_patches, run in runs)
         head_dim = self.config.embed_dim // self.config.num_heads
-        device = self.patch_embed.weight.device
+        device = self.merger.ln_q.weight.device
         tables = [rotary_table(h, w, self.config.spatial_merge_size, head_dim) for h, w in grids]
         cos = torch.cat([cos for cos, _ in tables]).to(device)
         sin = torch.cat([sin for _, sin in tables]).to(device)

@@ -7,9 +7,12 @@ from dataclasses import dataclass
 import structlog
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.common.checkpoint import Checkpoint, CheckpointError, canonical_name
+from services.common.linear import Quantization, make_linear, require_quantizable
+from services.common.settings import variable_name
+from services.encoder.settings import EncoderSettings
 from services.encoder.vision_model import VisionTransformer
 
 log = structlog.get_logger()
@@ -20,7 +23,11 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """A loaded vision transformer. `digest` is "sha256:" and that of the weights as stored; `dtype` as on the wire."""
+    """A loaded vision transformer. `dtype` as on the wire.
+
+    `digest` is "sha256:" and that of the weights as stored, and of their quantization if they have one: what rows
+    depend on.
+    """
 
     model: VisionTransformer
     digest: str
@@ -28,20 +35,44 @@ class Vision:
     device: torch.device
 
 
-def load_vision(checkpoint: Checkpoint, *, dtype: str, device: str) -> Vision:
+class FastLinear(nn.Module):
+    """A linear layer's weights in the form that is fastest where they run, or in int8."""
+
+    def __init__(self, layer: nn.Linear, quantization: Quantization) -> None:
+        super().__init__()
+        self._linear = make_linear(layer.weight.detach(), layer.bias, quantization)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return self._linear(rows)
+
+
+def load_vision(checkpoint: Checkpoint, *, dtype: str, device: str, quantization: Quantization = "none") -> Vision:
     """Read the vision weights alone. `dtype` and `device` may be "auto". Raises CheckpointError."""
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, checkpoint.weight_dtype, chosen_device)
+    require_quantizable(quantization, chosen_dtype, chosen_device, variable_name(EncoderSettings, "quantize"))
     with torch.device("meta"):
         model = VisionTransformer(checkpoint.vision)
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(quantization.encode() if quantization != "none" else b"")  # int8 has rows of its own
     weights = {}
     for name, tensor in stored_tensors(checkpoint):
         _update(digest, name, tensor)
         weights[name] = tensor.to(chosen_device, _DTYPES[chosen_dtype])
     _assign(model, weights, checkpoint)
-    log.info("vision weights loaded", device=str(chosen_device), dtype=chosen_dtype, num_tensors=len(weights))
+    num_tensors = len(weights)
+    del weights, tensor  # or every layer would be held twice
+    with torch.inference_mode():
+        lay_out(model, quantization)
+    log.info("vision weights loaded", device=str(chosen_device), dtype=chosen_dtype, num_tensors=num_tensors)
     return Vision(model.eval(), f"sha256:{digest.hexdigest()}", chosen_dtype, chosen_device)
+
+
+def lay_out(model: nn.Module, quantization: Quantization) -> None:
+    """Put a FastLinear in the place of every linear layer. The patch embedding reads pixels and is never quantised."""
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                setattr(parent, name, FastLinear(layer, "none" if name == "patch_embed" else quantization))
 
 
 def choose_device(device: str) -> torch.device:

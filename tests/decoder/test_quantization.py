@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from services.common.linear import PlainLinear, QuantizedLinear, can_quantize
-from services.decoder.assemble import require_quantizable
+from services.common.linear import PlainLinear, QuantizedLinear, can_quantize, require_quantizable
 from services.decoder.weights import load_language_model
 from tests.decoder.conftest import Harness, Model
 
@@ -67,6 +66,6 @@ def test_answers_do_not_depend_on_the_batch(gqa_model: Model) -> None:
 @pytest.mark.parametrize(("dtype", "device"), [("bfloat16", "cpu"), ("float32", "cuda"), ("bfloat16", "cuda")])
 def test_refused_elsewhere(dtype: str, device: str) -> None:
     """int8 beside another dtype or on CUDA ends the process with the name of the variable."""
-    with pytest.raises(SystemExit, match="DIPTYCH_DECODER_QUANTIZE"):
-        require_quantizable("int8", dtype, torch.device(device))
-    require_quantizable("none", dtype, torch.device(device))
+    with pytest.raises(SystemExit, match="THE_VARIABLE"):
+        require_quantizable("int8", dtype, torch.device(device), "THE_VARIABLE")
+    require_quantizable("none", dtype, torch.device(device), "THE_VARIABLE")

@@ -22,7 +22,7 @@ GRIDS = [(1, 6, 6), (1, 6, 6), (3, 6, 12), (1, 12, 6), (1, 18, 24)]
 
 def random_patches(model: VisionTransformer, num_patches: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(num_patches, model.patch_embed.in_features, generator=generator)
+    return torch.randn(num_patches, model.patch_dim, generator=generator)
 
 
 @torch.inference_mode()
