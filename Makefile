@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := gateway services cli models benchmarks tests protos/generate.py
 
-.PHONY: help demo test manifests lint format protos bench exactness train-demo demo-eval clean
+.PHONY: help demo test manifests lint format protos bench exactness faults train-demo demo-eval clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,9 @@ bench: $(VENV)/dev.stamp ## Measures speed beside its peers and writes docs/perf
 
 exactness: $(VENV)/dev.stamp ## Compares with transformers, token for token
 	$(BIN)/python -m tests.exactness
+
+faults: $(VENV)/dev.stamp ## Breaks something every two seconds under 10,000 requests
+	$(BIN)/python -m tests.faults faults
 
 train-demo: $(VENV)/dev.stamp ## Trains models/demo from a fixed seed: hours; saves and resumes
 	$(INSTALL) . --requirement models/demo/requirements-train.txt

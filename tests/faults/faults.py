@@ -1,0 +1,127 @@
+"""The storm: mixed requests of two tenants while something is broken every two seconds."""
+
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from diptych.v1 import chat_service_pb2 as chat
+
+from tests.checkpoints import CheckpointSpec, build_checkpoint
+from tests.faults import checker
+from tests.faults.fleet import TENANTS, Fleet, running_fleet
+from tests.faults.questions import Question, questions, shared_picture
+from tests.faults.results import Figure, figure
+from tests.faults.storm import Storm
+from tests.faults.traffic import Client, Kind, Record, client_of
+
+PROOF = "faults"
+NUM_WORKERS = 10
+BAR = 0.999
+
+
+@dataclass
+class Outcome:
+    """Everything that happened."""
+
+    records: list[Record] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    faults: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def share_answered(self) -> float:
+        """Of the requests that nobody cancelled or hurried: within two client retries."""
+        tries = checker.count_retries(self.records)
+        return 1 - tries[0] / max(tries.total(), 1)
+
+
+async def weather(num_requests: int, interval_s: float, seed: int, num_questions: int) -> Outcome:
+    """Ask `num_requests` times in the storm, and once more of everything after it."""
+    with tempfile.TemporaryDirectory(prefix="diptych-faults-") as folder:
+        model = build_checkpoint(Path(folder) / "model", CheckpointSpec(tied=False))
+        asked = questions(model, num_questions)
+        async with running_fleet(model, Path(folder) / "logs") as fleet, client_of(fleet) as client:
+            outcome, rng = Outcome(), random.Random(seed)
+            await _ask_all(client, asked, rng, outcome)
+            assert not outcome.problems, outcome.problems[:5]
+            storm = Storm(fleet, rng, interval_s)
+            async with storm.blowing():
+                await _ask_many(client, asked, num_requests, seed, outcome)
+            outcome.faults = storm.counts
+            await _ask_all(client, asked, rng, outcome)
+            outcome.problems += await checker.crossings(fleet, await _cache_keys(fleet, client, rng))
+            codes = await fleet.stop()
+            outcome.problems += [f"{name} exited with {code}" for name, code in codes.items() if code]
+            return outcome
+
+
+async def _ask_many(client: Client, asked: list[Question], num_requests: int, seed: int, outcome: Outcome) -> None:
+    numbers = iter(range(num_requests))
+
+    async def work(worker: int) -> None:
+        rng = random.Random(f"{seed} {worker}")
+        for _ in numbers:
+            kind: Kind = rng.choices(("plain", "cancelled", "hurried"), (90, 5, 5))[0]
+            record = await client.ask(rng.choice(asked), rng, kind, fresh=rng.random() < 0.3)
+            outcome.records.append(record)
+            outcome.problems += checker.violations(record)
+
+    await asyncio.gather(*(work(worker) for worker in range(NUM_WORKERS)))
+
+
+async def _ask_all(client: Client, asked: list[Question], rng: random.Random, outcome: Outcome) -> None:
+    """Every question once with nothing broken."""
+    for question in asked:
+        record = await client.ask(question, rng)
+        outcome.problems += checker.violations(record)
+        if not record.is_answered:
+            outcome.problems.append(f"{question.case.name}: not answered in calm weather")
+
+
+async def _cache_keys(fleet: Fleet, client: Client, rng: random.Random) -> dict[str, str]:
+    """Each tenant's key of the same picture, after both have asked about it."""
+    keys = {}
+    for tenant in TENANTS:
+        conversation = shared_picture(tenant).to_conversation()
+        stub = client.stub(rng.choice(fleet.gateways), tenant)
+        await stub.Chat(chat.ChatRequest(conversation=conversation), timeout=30)
+        explained = await stub.Explain(chat.ExplainRequest(conversation=conversation), timeout=30)
+        keys[tenant] = explained.media[0].cache_key
+    return keys
+
+
+def figures(outcome: Outcome) -> Iterator[Figure]:
+    """The lines of the table."""
+    tries = checker.count_retries(outcome.records)
+    attempts = [attempt for record in outcome.records for attempt in record.attempts]
+    failed = Counter(f"{a.code} {a.reason}".strip() for a in attempts if a.code not in ("OK", "CANCELLED"))
+    yield figure(
+        PROOF,
+        f"{len(outcome.records)} requests, {outcome.faults.total()} faults of {len(outcome.faults)} sorts: broken rules"
+        " (ended once, in time, typed, right tokens, own tenant)",
+        str(len(outcome.problems)),
+        "0",
+        not outcome.problems,
+    )
+    yield figure(
+        PROOF,
+        "answered within two client retries",
+        f"{outcome.share_answered:.3%} ({tries[1]} at once, {tries[2]} and {tries[3]} after one and two retries)",
+        f"{BAR:.1%}",
+        outcome.share_answered >= BAR,
+    )
+    ends = ", ".join(f"{count} {name}" for name, count in failed.most_common())
+    yield figure(PROOF, "how attempts failed", ends or "none did", "typed", not outcome.problems)
+
+
+async def prove(num_requests: int = 10_000, interval_s: float = 2.0, seed: int = 0) -> list[Figure]:
+    """The figures, after what was broken and which rules were."""
+    outcome = await weather(num_requests, interval_s, seed, num_questions=30)
+    for name, count in sorted(outcome.faults.items()):
+        print(f"{count:5}  {name}")
+    for problem in outcome.problems[:50]:
+        print(f"broken rule: {problem}")
+    return list(figures(outcome))

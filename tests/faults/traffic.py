@@ -1,0 +1,167 @@
+"""Requests to the gateways as clients send them, and a record of how each ended."""
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import grpc
+from diptych.v1 import chat_service_pb2 as chat
+from diptych.v1 import generation_pb2 as generation
+from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
+from google.rpc import error_details_pb2 as details
+from grpc_status import rpc_status
+
+from services.common.channels import open_channel
+from tests.faults.fleet import TENANTS, Fleet, Replica
+from tests.faults.questions import Question
+
+ATTEMPT_TIMEOUT_S = 10.0
+MAX_ATTEMPTS = 3  # a first one and two retries by the client
+BACKOFF_S = (0.5, 1.5)
+RETRIED = frozenset({"UNAVAILABLE", "RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED"})
+
+Kind = Literal["plain", "cancelled", "hurried"]
+
+
+@dataclass
+class Attempt:
+    """One RPC: what was asked for, what came, and how it ended."""
+
+    gateway: Replica
+    is_stream: bool
+    timeout_s: float
+    cancel_after_s: float | None = None
+    started_at: float = field(default_factory=time.monotonic)
+    elapsed_s: float = 0.0
+    code: str = ""  # gRPC's name of the status; empty until it has ended
+    num_ends: int = 0
+    reason: str = ""  # ErrorInfo's, empty for a status that the client's own gRPC made
+    retry_after_s: float = 0.0
+    events: list[str] = field(default_factory=list)
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    cache: tuple[int, ...] = ()
+
+    def end(self, code: grpc.StatusCode) -> None:
+        """The RPC has a status."""
+        self.num_ends += 1
+        self.code, self.elapsed_s = code.name, time.monotonic() - self.started_at
+
+
+@dataclass
+class Record:
+    """A question and the attempts to have it answered."""
+
+    question: Question
+    kind: Kind
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def is_answered(self) -> bool:
+        return bool(self.attempts) and self.attempts[-1].code == "OK"
+
+
+class Client:
+    """Stubs of every gateway for every tenant."""
+
+    def __init__(self, fleet: Fleet, stubs: dict[tuple[str, str], ChatServiceStub]) -> None:
+        self._fleet, self._stubs = fleet, stubs
+
+    def stub(self, gateway: Replica, tenant: str) -> ChatServiceStub:
+        return self._stubs[gateway.name, tenant]
+
+    async def ask(self, question: Question, rng: random.Random, kind: Kind = "plain", *, fresh: bool = False) -> Record:
+        """Ask until it is answered, cancelled, or failed for good; the next try goes to the next gateway.
+
+        `fresh`: the pictures are files that no cache has seen.
+        """
+        record = Record(question, kind)
+        nonce = rng.randbytes(8).hex().encode() if fresh else b""
+        first = rng.randrange(len(self._fleet.gateways))
+        for number in range(MAX_ATTEMPTS if kind == "plain" else 1):
+            gateway = self._fleet.gateways[(first + number) % len(self._fleet.gateways)]
+            attempt = _attempt(gateway, rng, kind)
+            record.attempts.append(attempt)
+            await self._try(attempt, question, nonce)
+            if attempt.code not in RETRIED or number == MAX_ATTEMPTS - 1:
+                break
+            if kind == "plain":
+                await asyncio.sleep(attempt.retry_after_s or rng.uniform(0.5, 1.0) * BACKOFF_S[number])
+        return record
+
+    async def _try(self, attempt: Attempt, question: Question, nonce: bytes) -> None:
+        stub = self.stub(attempt.gateway, question.tenant)
+        options = generation.Generation(max_tokens=question.max_tokens, temperature=0.0)
+        conversation = question.to_conversation(nonce)
+        attempt.started_at = time.monotonic()
+        call: Any  # of two kinds, which end alike
+        if attempt.is_stream:
+            request = chat.StreamChatRequest(conversation=conversation, generation=options)
+            call = stub.StreamChat(request, timeout=attempt.timeout_s)
+            reading = _read_stream(call, attempt)
+        else:
+            whole = chat.ChatRequest(conversation=conversation, generation=options)
+            call = stub.Chat(whole, timeout=attempt.timeout_s)
+            reading = _read_answer(call, attempt)
+        if attempt.cancel_after_s is not None:
+            asyncio.get_running_loop().call_later(attempt.cancel_after_s, call.cancel)
+        try:
+            await reading
+            attempt.end(await call.code())
+        except asyncio.CancelledError:
+            if not call.cancelled():
+                raise  # it is this task that shall end
+            attempt.end(grpc.StatusCode.CANCELLED)
+        except grpc.aio.AioRpcError as error:
+            attempt.end(error.code())
+            _note_failure(attempt, error)
+
+
+@asynccontextmanager
+async def client_of(fleet: Fleet) -> AsyncIterator[Client]:
+    """A client with a connection to each gateway, by way of its proxy."""
+    async with AsyncExitStack() as channels:
+        stubs = {}
+        for gateway in fleet.gateways:
+            for tenant in TENANTS:
+                channel = open_channel(gateway.proxy.address, token=fleet.tokens[tenant])
+                stubs[gateway.name, tenant] = ChatServiceStub(await channels.enter_async_context(channel))
+        yield Client(fleet, stubs)
+
+
+def _attempt(gateway: Replica, rng: random.Random, kind: Kind) -> Attempt:
+    timeout_s = rng.uniform(0.01, 0.3) if kind == "hurried" else ATTEMPT_TIMEOUT_S
+    cancel_after_s = rng.uniform(0.0, 0.15) if kind == "cancelled" else None
+    return Attempt(gateway, rng.random() < 0.8, timeout_s, cancel_after_s)
+
+
+async def _read_stream(call: "grpc.aio.UnaryStreamCall[object, chat.StreamChatResponse]", attempt: Attempt) -> None:
+    async for event in call:
+        kind = event.WhichOneof("event")
+        attempt.events.append(str(kind))
+        if kind == "text_delta":
+            attempt.text += event.text_delta.text
+        elif kind == "finished":
+            attempt.token_ids = tuple(event.finished.choices[0].token_ids)
+            attempt.cache = tuple(event.finished.media_cache)
+
+
+async def _read_answer(call: "grpc.aio.UnaryUnaryCall[object, chat.ChatResponse]", attempt: Attempt) -> None:
+    response = await call
+    attempt.events += ["started", "finished"]
+    attempt.text = response.choices[0].text
+    attempt.token_ids = tuple(response.choices[0].end.token_ids)
+
+
+def _note_failure(attempt: Attempt, error: grpc.aio.AioRpcError) -> None:
+    status = rpc_status.from_call(error)
+    info, retry = details.ErrorInfo(), details.RetryInfo()
+    if status is None or not any(detail.Unpack(info) for detail in status.details):
+        return
+    attempt.reason = info.reason if info.domain == "diptych" else f"foreign: {info.domain}"
+    if any(detail.Unpack(retry) for detail in status.details):
+        attempt.retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
