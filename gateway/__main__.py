@@ -6,14 +6,13 @@ import sys
 import grpc
 from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 
-from services.common.channels import open_channel
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
-from services.common.tls import channel_credentials
 
 from .caller import guards_of
+from .reach.kinds import open_pools
 from .rooms import Rooms
 from .service import ChatService
 from .settings import GatewaySettings
@@ -37,13 +36,10 @@ def main() -> None:
 
 async def run(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
-    guards, credentials = guards_of(settings), channel_credentials(settings)
+    guards = guards_of(settings)
     checkpoint = Checkpoint.open(settings.model)
-    async with (
-        open_channel(settings.encoder, credentials) as encoder,
-        open_channel(settings.decoder, credentials) as decoder,
-    ):
-        rooms = Rooms(settings, checkpoint, encoder, decoder)
+    async with open_pools(settings) as pools:
+        rooms = Rooms(settings, checkpoint, pools)
         stop = install_stop_signals(asyncio.get_running_loop())
 
         def register(server: grpc.aio.Server) -> None:

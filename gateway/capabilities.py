@@ -1,96 +1,74 @@
-"""What the encoder and the decoder run, asked for when first needed and again every few seconds."""
+"""What encoders and decoders run, and which of them fit this gateway and each other."""
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from time import monotonic
-from typing import Generic, TypeVar
-
-import grpc
-from diptych.v1 import decoder_service_pb2, encoder_service_pb2
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TypeVar
 
 from services.common.checkpoint import Checkpoint
-from services.common.errors import DeadlineExceeded, ServiceUnavailable, VersionMismatch
+from services.common.errors import ServiceUnavailable, VersionMismatch
 from services.common.keys import CacheProfile
 
-from .remote import known_error
+from .reach.choice import choose
+from .reach.endpoint import Endpoint, StubT
+from .reach.kinds import Decoder, Encoder, Pools
 
-Encoder = encoder_service_pb2.GetEncoderCapabilitiesResponse
-Decoder = decoder_service_pb2.GetDecoderCapabilitiesResponse
-ValueT = TypeVar("ValueT", Encoder, Decoder)
-
-REFRESH_S = 5.0
-CALL_TIMEOUT_S = 2.0
-
-
-class Remembered(Generic[ValueT]):
-    """One service's capabilities. While it cannot be reached, what it said last holds."""
-
-    def __init__(self, service: str, ask: Callable[[], Awaitable[ValueT]]) -> None:
-        self.last: ValueT | None = None
-        self._service = service
-        self._ask: Callable[[], Awaitable[ValueT]] = ask
-        self._asked_at = float("-inf")
-        self._lock = asyncio.Lock()
-
-    async def get(self, *, fresh: bool = False) -> ValueT:
-        """Raises ServiceUnavailable, or what the service answers, when nothing is known of it yet."""
-        entered_at = monotonic()
-        async with self._lock:
-            is_due = self._asked_at + (0 if fresh else REFRESH_S) <= entered_at
-            if self.last is None or is_due:
-                self.last = await self._refreshed()
-                self._asked_at = monotonic()
-            return self.last
-
-    async def _refreshed(self) -> ValueT:
-        try:
-            return await self._ask()
-        except grpc.aio.AioRpcError as error:
-            known = known_error(error, self._service)
-            if not isinstance(known, ServiceUnavailable | DeadlineExceeded):
-                raise known from error
-            if self.last is None:
-                raise ServiceUnavailable(self._service) from error
-            return self.last
+InfoT = TypeVar("InfoT", Encoder, Decoder)
 
 
 class Capabilities:
-    """The two services as this gateway sees them, checked against its own checkpoint."""
+    """The services as this gateway sees them, checked against its own checkpoint.
 
-    def __init__(self, checkpoint: Checkpoint, encoder: Remembered[Encoder], decoder: Remembered[Decoder]) -> None:
+    What was chosen last holds while nobody can be reached: cached media need no encoder.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, pools: Pools) -> None:
         self.checkpoint_digest = own_digest(checkpoint)
+        self.last_encoder: Encoder | None = None
+        self.last_decoder: Decoder | None = None
         self._checkpoint = checkpoint
-        self._encoder = encoder
-        self._decoder = decoder
+        self._pools = pools
 
-    @property
-    def last_encoder(self) -> Encoder | None:
-        """What the encoder said last, without asking."""
-        return self._encoder.last
+    async def decoder(self, prefix: bytes, *, with_media: bool) -> Decoder:
+        """What the decoder for a prompt's `prefix` runs, where possible one with a fitting encoder if that is needed.
 
-    @property
-    def last_decoder(self) -> Decoder | None:
-        """What the decoder said last, without asking."""
-        return self._decoder.last
+        Raises VersionMismatch when those that can be reached do not fit this gateway, ServiceUnavailable when nothing
+        is known of any.
+        """
+        found = await self._pools.decoders.settled()
+        fitting = _fitting(found, self.require_decoder)
+        if with_media:
+            fitting = [one for one in fitting if one.info and self._has_encoder(one.info)] or fitting
+        self.last_decoder = _chosen("decoder", prefix, fitting, self.last_decoder)
+        return self.last_decoder
 
-    async def decoder(self) -> Decoder:
-        """The decoder's. Raises VersionMismatch when it runs another checkpoint than this gateway's."""
-        found = await self._decoder.get()
-        if self.checkpoint_digest not in ("", found.checkpoint_digest):
-            found = await self._decoder.get(fresh=True)
-            _require_equal("checkpoint of gateway and decoder", self.checkpoint_digest, found.checkpoint_digest)
-        _require_equal("vocabulary of gateway and decoder", self._checkpoint.text.vocab_size, found.vocab_size)
-        _require_equal("merge size of gateway and decoder", self._checkpoint.preprocessor.merge_size, found.merge_size)
-        return found
+    async def encoder(self, decoder: Decoder, prefix: bytes) -> Encoder:
+        """What the encoders for a prompt run; all its media go to such. Raises as `decoder` does."""
+        found = await self._pools.encoders.settled()
+        last = self.last_encoder
+        if last is not None and last.checkpoint_digest != decoder.checkpoint_digest:
+            last = None
+        fitting = _fitting(found, lambda encoder: self.require_encoder(encoder, decoder))
+        self.last_encoder = _chosen("encoder", prefix, fitting, last)
+        return self.last_encoder
 
-    async def encoder(self, decoder: Decoder) -> Encoder:
-        """The encoder's. Raises VersionMismatch when it does not fit `decoder` or this gateway's media rules."""
-        found = await self._encoder.get()
-        if found.checkpoint_digest != decoder.checkpoint_digest:
-            found, decoder = await self._encoder.get(fresh=True), await self._decoder.get(fresh=True)
-        _require_equal("checkpoint of encoder and decoder", decoder.checkpoint_digest, found.checkpoint_digest)
-        _require_equal("preprocessing", self._checkpoint.preprocessor.version, found.preprocessing)
-        return found
+    def require_decoder(self, decoder: Decoder) -> None:
+        """Raises VersionMismatch when `decoder` does not fit this gateway."""
+        expected = self.checkpoint_digest or decoder.checkpoint_digest
+        _require_equal("checkpoint of gateway and decoder", expected, decoder.checkpoint_digest)
+        _require_equal("vocabulary of gateway and decoder", self._checkpoint.text.vocab_size, decoder.vocab_size)
+        merge_size = self._checkpoint.preprocessor.merge_size
+        _require_equal("merge size of gateway and decoder", merge_size, decoder.merge_size)
+
+    def require_encoder(self, encoder: Encoder, decoder: Decoder) -> None:
+        """Raises VersionMismatch when `encoder` does not fit `decoder` or this gateway's media rules."""
+        _require_equal("checkpoint of encoder and decoder", decoder.checkpoint_digest, encoder.checkpoint_digest)
+        _require_equal("width of encoder and decoder", decoder.width, encoder.width)
+        _require_equal("preprocessing", self._checkpoint.preprocessor.version, encoder.preprocessing)
+
+    def _has_encoder(self, decoder: Decoder) -> bool:
+        with suppress(VersionMismatch):
+            return bool(_fitting(self._pools.encoders.usable, lambda encoder: self.require_encoder(encoder, decoder)))
+        return False
 
 
 def profile_of(encoder: Encoder) -> CacheProfile:
@@ -102,6 +80,28 @@ def own_digest(checkpoint: Checkpoint) -> str:
     """The digest of the gateway's own copy; "" where it has the configs only, and no weights to compare."""
     has_weights = any(checkpoint.path.glob("*.safetensors"))
     return checkpoint.digest() if has_weights else ""
+
+
+def _fitting(found: Sequence[Endpoint[StubT, InfoT]], require: Callable[[InfoT], None]) -> list[Endpoint[StubT, InfoT]]:
+    """Those of whom `require` holds. Raises its VersionMismatch when it holds of none."""
+    fitting, misfits = [], []
+    for endpoint in found:
+        try:
+            if endpoint.info is not None:
+                require(endpoint.info)
+                fitting.append(endpoint)
+        except VersionMismatch as error:
+            misfits.append(error)
+    if misfits and not fitting:
+        raise misfits[0]
+    return fitting
+
+
+def _chosen(service: str, prefix: bytes, fitting: Sequence[Endpoint[StubT, InfoT]], last: InfoT | None) -> InfoT:
+    info = choose(prefix, fitting).info if fitting else last
+    if info is None:
+        raise ServiceUnavailable(service)
+    return info
 
 
 def _require_equal(subject: str, expected: object, actual: object) -> None:

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from time import monotonic
 
 import grpc
-from diptych.v1 import content_pb2, decoder_service_pb2, decoder_service_pb2_grpc
+from diptych.v1 import content_pb2, decoder_service_pb2
 
 from services.common.errors import ServiceUnavailable
 
 from .caller import Caller
-from .encoding import MAX_TRIES, MISS, PARTIAL, EncodeJob, Encoding, Write
-from .remote import known_error
+from .encoding import MISS, PARTIAL, EncodeJob, Encoding, Write
+from .reach.kinds import Decoder, DecoderPool, DecoderStub
+from .reach.retries import Retries
 
 Request = decoder_service_pb2.GenerateRequest
 Response = decoder_service_pb2.GenerateResponse
@@ -25,47 +26,56 @@ class DecodeJob:
     """One prompt and the media it waits for. `media_cache` and `encode_s` are filled in as embeddings are sent, `begun`
     when the decoder starts on the prompt.
 
-    `inline`: the decoder cannot read the shared cache, so rows travel in the stream.
+    `decoder`: what it must run. `prefix`: what prompts that start alike have in common, so that they find its caches.
     """
 
     caller: Caller
     prompt: decoder_service_pb2.Prompt
     media: Sequence[EncodeJob]
-    inline: bool
+    decoder: Decoder
+    prefix: bytes
     encode_s: float = 0.0
     begun: decoder_service_pb2.GenerateBegun = field(default_factory=decoder_service_pb2.GenerateBegun)
     media_cache: list[content_pb2.CacheResult] = field(init=False)
+
+    @property
+    def inline(self) -> bool:
+        """Whether rows travel in the stream: the decoder cannot read the shared cache, or it must hold nothing."""
+        return self.decoder.cache != "redis" or self.prompt.no_store
 
     def __post_init__(self) -> None:
         self.media_cache = [content_pb2.CACHE_RESULT_UNSPECIFIED] * len(self.media)
 
 
 class Decoding:
-    """Runs jobs on the decoder."""
+    """Runs jobs on decoders."""
 
-    def __init__(self, stub: decoder_service_pb2_grpc.DecoderServiceStub, encoding: Encoding) -> None:
-        self._stub = stub
+    def __init__(self, decoders: DecoderPool, encoding: Encoding) -> None:
+        self._decoders = decoders
         self._encoding = encoding
 
     async def generate(self, job: DecodeJob) -> AsyncGenerator[Response]:
         """Token events, then `finished` once and last. Closing the iterator cancels decoder and encoder.
 
-        A decoder that is not there is tried twice, and only before its first word.
+        When a decoder is lost before its first word, another one is asked, within the budget.
         """
-        for tries_left in reversed(range(MAX_TRIES)):
-            heard = False
+        retries, tried = Retries(self._decoders.budget), None
+        while True:
+            picking = self._decoders.pick(job.prefix, job.decoder, avoid=tried)
+            tried, heard = await job.caller.deadline.bound(picking), False
             try:
-                async with aclosing(self._try_generate(job)) as responses:
-                    async for response in responses:
-                        heard = True
-                        yield response
+                with tried.call() as stub:
+                    async with aclosing(self._try_generate(job, stub)) as responses:
+                        async for response in responses:
+                            heard = True
+                            yield response
                 return
             except ServiceUnavailable as error:
-                if error.service != "decoder" or heard or not tries_left:
+                if error.service != "decoder" or heard or not retries.take():
                     raise
 
-    async def _try_generate(self, job: DecodeJob) -> AsyncGenerator[Response]:
-        call = self._stub.Generate(timeout=job.caller.deadline.remaining())
+    async def _try_generate(self, job: DecodeJob, stub: DecoderStub) -> AsyncGenerator[Response]:
+        call = stub.Generate(timeout=job.caller.deadline.remaining())
         writer = _Writer(call)
         feed = _Feed(job, self._encoding, writer.write)
         responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there
@@ -86,10 +96,9 @@ class Decoding:
                     return
             raise ServiceUnavailable("decoder", "the decoder ended its answer early")
         except grpc.aio.AioRpcError as error:
-            known = known_error(error, "decoder")
             if writer.has_failed and error.code() is grpc.StatusCode.INTERNAL:
-                known = ServiceUnavailable("decoder")  # the failed write has taken the place of the decoder's status
-            raise known from error
+                raise ServiceUnavailable("decoder") from error  # the failed write has hidden the decoder's own status
+            raise
         finally:
             call.cancel()
             await feed.close()

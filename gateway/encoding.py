@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass
 
 import grpc
-from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2, encoder_service_pb2_grpc
+from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2
 
 from services.common.cache.base import EmbeddingCache
 from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES
@@ -14,13 +14,12 @@ from services.common.errors import DiptychError, InvalidRequest, ServiceUnavaila
 
 from .caller import Caller
 from .media import MediaItem
-from .remote import known_error
+from .reach.kinds import Encoder, EncoderPool, EncoderStub
+from .reach.retries import Retries
 
 Message = decoder_service_pb2.GenerateRequest
 Write = Callable[[Message], Awaitable[None]]
 Note = Callable[[content_pb2.CacheResult], None]
-
-MAX_TRIES = 2
 
 HIT = content_pb2.CACHE_RESULT_HIT
 MISS = content_pb2.CACHE_RESULT_MISS
@@ -29,7 +28,7 @@ PARTIAL = content_pb2.CACHE_RESULT_PARTIAL
 
 @dataclass(frozen=True, slots=True)
 class EncodeJob:
-    """One item to be encoded for the decoder. `index`: its place in the prompt. `width`: values a row must have.
+    """One item to be encoded for the decoder. `index`: its place in the prompt. `encoder`: what it must run.
 
     With `no_store` it goes inline, and takes no turn with others that are to be cached.
     """
@@ -38,15 +37,15 @@ class EncodeJob:
     item: MediaItem
     index: int
     media_key: bytes
-    width: int
+    encoder: Encoder
     no_store: bool = False
 
 
 class Encoding:
     """Finds or makes embeddings. Requests for the same media at the same time encode once."""
 
-    def __init__(self, stub: encoder_service_pb2_grpc.EncoderServiceStub, cache: EmbeddingCache) -> None:
-        self._stub = stub
+    def __init__(self, encoders: EncoderPool, cache: EmbeddingCache) -> None:
+        self._encoders = encoders
         self._cache = cache
         self._flights = _Flights()
 
@@ -72,7 +71,7 @@ class Encoding:
             await self._encode(job, write, note, inline=inline)
 
     async def _send_reference(self, job: EncodeJob, write: Write, note: Note) -> bool:
-        keys = await self.find(job.item, job.media_key, job.width, job.caller.tenant)
+        keys = await self.find(job.item, job.media_key, job.encoder.width, job.caller.tenant)
         if keys is None:
             return False
         note(HIT)
@@ -80,23 +79,28 @@ class Encoding:
         return True
 
     async def _encode(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
-        """At most two tries, and another only when the encoder was not there. Rows already sent are not sent again."""
-        rows = _Rows(job, write)
-        for tries_left in reversed(range(MAX_TRIES)):
+        """Another try, elsewhere if possible, when the encoder was lost. Rows already sent are not sent again."""
+        rows, retries, tried = _Rows(job, write), Retries(self._encoders.budget), None
+        while True:
+            picking = self._encoders.pick(job.media_key, job.encoder, avoid=tried)
+            tried = await job.caller.deadline.bound(picking)
             try:
-                await self._try_encode(job, write, note, rows, inline=inline)
-                break
-            except grpc.aio.AioRpcError as error:
-                known = _at_field(known_error(error, "encoder"), job.item.field)
-                if not tries_left or not isinstance(known, ServiceUnavailable):
-                    raise known from error
+                with tried.call() as stub:
+                    await self._try_encode(stub, rows, note, inline=inline)
+                return
+            except InvalidRequest as error:
+                raise _at_field(error, job.item.field) from error
+            except ServiceUnavailable:
+                if not retries.take():
+                    raise
 
-    async def _try_encode(self, job: EncodeJob, write: Write, note: Note, rows: "_Rows", *, inline: bool) -> None:
+    async def _try_encode(self, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool) -> None:
+        job, write = rows.job, rows.write
         turn = nullcontext(False) if job.no_store else self._flights.of(job.media_key)
         async with turn as waited:
             if waited and not inline and await self._send_reference(job, write, note):
                 return
-            call = self._stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
+            call = stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
             try:
                 manifest = await _manifest(call, job)
             except BaseException:
@@ -116,8 +120,8 @@ class _Rows:
     """One item's rows on their way to the decoder, held a chunk at a time."""
 
     def __init__(self, job: EncodeJob, write: Write) -> None:
-        self._job = job
-        self._write = write
+        self.job = job
+        self.write = write
         self._num_sent = 0
 
     async def relay(self, call: "_EncodeCall", manifest: encoder_service_pb2.Manifest) -> None:
@@ -127,9 +131,9 @@ class _Rows:
             if chunk.byte_offset > self._num_sent:
                 raise DiptychError(metadata={"service": "encoder"})
             if new := chunk.data[self._num_sent - chunk.byte_offset :]:
-                await self._write(_chunk(self._job, self._num_sent, new, manifest.dtype))
+                await self.write(_chunk(self.job, self._num_sent, new, manifest.dtype))
                 self._num_sent += len(new)
-        if self._num_sent != self._job.item.plan.num_tokens * manifest.width * DTYPE_BYTES[manifest.dtype]:
+        if self._num_sent != self.job.item.plan.num_tokens * manifest.width * DTYPE_BYTES[manifest.dtype]:
             raise DiptychError(metadata={"service": "encoder"})
 
 
@@ -183,7 +187,7 @@ async def _manifest(call: _EncodeCall, job: EncodeJob) -> encoder_service_pb2.Ma
     if not isinstance(first, encoder_service_pb2.EncodeResponse) or first.WhichOneof("message") != "manifest":
         raise DiptychError(metadata={"service": "encoder"})
     manifest = first.manifest
-    if manifest.grid != job.item.grid or manifest.width != job.width or manifest.dtype not in DTYPE_BYTES:
+    if manifest.grid != job.item.grid or manifest.width != job.encoder.width or manifest.dtype not in DTYPE_BYTES:
         raise DiptychError(metadata={"service": "encoder"})
     return manifest
 
@@ -203,8 +207,6 @@ def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:
     return HIT if manifest.num_cached_slices == manifest.grid.t else PARTIAL
 
 
-def _at_field(error: DiptychError, field: str) -> DiptychError:
+def _at_field(error: InvalidRequest, field: str) -> InvalidRequest:
     """What the encoder refuses is said of the item in the client's request."""
-    if not isinstance(error, InvalidRequest):
-        return error
     return InvalidRequest([Violation(field, violation.description, violation.reason) for violation in error.violations])

@@ -7,9 +7,9 @@ from diptych.v1 import chat_service_pb2, content_pb2, generation_pb2
 from services.common.mrope import Run, Span, delta, position_runs
 
 from .caller import Caller
-from .capabilities import Encoder
 from .media import MediaItem
 from .pipeline import Prepared
+from .reach.kinds import Encoder
 from .rooms import Rooms
 
 Response = chat_service_pb2.ExplainResponse

@@ -9,6 +9,7 @@ from diptych.v1 import chat_service_pb2, content_pb2, generation_pb2
 
 from services.common.errors import PromptTooLong
 
+from .affinity import prefix_key
 from .answer import Answer
 from .caller import Caller
 from .decoding import DecodeJob
@@ -25,10 +26,11 @@ Event = chat_service_pb2.Started | chat_service_pb2.TextDelta | chat_service_pb2
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A valid conversation as the model's input; nothing is encoded yet."""
+    """A valid conversation as the model's input; nothing is encoded yet. Prompts that start alike share `prefix`."""
 
     items: list[MediaItem]
     prompt: Prompt
+    prefix: bytes
     no_store: bool
 
 
@@ -47,7 +49,8 @@ class Pipeline:
         items = await caller.deadline.bound(rooms.media.load(conversation, caller.tenant))
         turns = turns_of(conversation, items)
         prompt = await asyncio.to_thread(rooms.prompts.build, turns, add_vision_id=conversation.add_vision_id)
-        return Prepared(items, prompt, conversation.no_store)
+        prefix = prefix_key(conversation, items, caller.tenant)
+        return Prepared(items, prompt, prefix, conversation.no_store)
 
     async def run(
         self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
@@ -85,14 +88,15 @@ class Pipeline:
     ) -> tuple[DecodeJob, generation_pb2.Generation]:
         """What the decoder shall do, refused here if it does not fit: before anything is encoded."""
         rooms, num_tokens = self._rooms, len(prepared.prompt.token_ids)
-        decoder = await caller.deadline.bound(rooms.capabilities.decoder())
+        with_media = bool(prepared.items)
+        decoder = await caller.deadline.bound(rooms.capabilities.decoder(prepared.prefix, with_media=with_media))
         longest = rooms.longest_prompt(decoder.max_context_tokens)
         if num_tokens > longest:
             raise PromptTooLong(num_tokens, longest)
         generation = rooms.generation.effective(asked, decoder.max_context_tokens - num_tokens)
         jobs: list[EncodeJob] = []
-        if prepared.items:
-            jobs = await rooms.encode_jobs(prepared.items, decoder, caller, no_store=prepared.no_store)
+        if with_media:
+            jobs = await rooms.encode_jobs(prepared.items, decoder, caller, prepared.prefix, no_store=prepared.no_store)
         prompt = rooms.decoder_prompt(prepared.prompt, jobs, generation, decoder, caller)
         prompt.no_store = prepared.no_store
-        return DecodeJob(caller, prompt, jobs, inline=decoder.cache != "redis" or prepared.no_store), generation
+        return DecodeJob(caller, prompt, jobs, decoder, prepared.prefix), generation

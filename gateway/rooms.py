@@ -5,14 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-import grpc
-from diptych.v1 import (
-    decoder_service_pb2,
-    decoder_service_pb2_grpc,
-    encoder_service_pb2,
-    encoder_service_pb2_grpc,
-    generation_pb2,
-)
+from diptych.v1 import decoder_service_pb2, generation_pb2
 
 from services.common import keys
 from services.common.cache import EmbeddingCache, configured_cache, open_cache
@@ -20,7 +13,7 @@ from services.common.checkpoint import Checkpoint
 from services.common.errors import DiptychError, InvalidRequest, Violation
 
 from .caller import Caller
-from .capabilities import CALL_TIMEOUT_S, Capabilities, Decoder, Encoder, Remembered, profile_of
+from .capabilities import Capabilities, profile_of
 from .decoding import Decoding
 from .encoding import EncodeJob, Encoding
 from .fetch import Fetcher, FetchRules
@@ -28,6 +21,7 @@ from .generation import GenerationRules
 from .media import MediaItem, MediaLoader
 from .media_store import MediaStore
 from .prompt import Prompt, PromptBuilder
+from .reach.kinds import Decoder, Encoder, Pools
 from .reports import Reports
 from .settings import GatewaySettings
 from .sources import SourceRules, Sources
@@ -38,9 +32,7 @@ from .tokenization import TextTokenizer
 class Rooms:
     """One part for each step of the journey, and the few facts that they share."""
 
-    def __init__(
-        self, settings: GatewaySettings, checkpoint: Checkpoint, encoder: grpc.aio.Channel, decoder: grpc.aio.Channel
-    ) -> None:
+    def __init__(self, settings: GatewaySettings, checkpoint: Checkpoint, pools: Pools) -> None:
         self.limits = settings
         self.vocab_size = checkpoint.text.vocab_size
         self.merge_size = checkpoint.preprocessor.merge_size
@@ -51,18 +43,12 @@ class Rooms:
         self.media = MediaLoader(
             Sources(_source_rules(settings), self.store), self.store, checkpoint.preprocessor, settings, settings
         )
-        encoder_stub = encoder_service_pb2_grpc.EncoderServiceStub(encoder)
-        decoder_stub = decoder_service_pb2_grpc.DecoderServiceStub(decoder)
-        self.encoding = Encoding(encoder_stub, self.cache)
-        self.decoding = Decoding(decoder_stub, self.encoding)
+        self.encoding = Encoding(pools.encoders, self.cache)
+        self.decoding = Decoding(pools.decoders, self.encoding)
         self.generation = GenerationRules(
             checkpoint.generation, settings.greedy_default, settings.max_completion_tokens
         )
-        self.capabilities = Capabilities(
-            checkpoint,
-            Remembered("encoder", lambda: _ask_encoder(encoder_stub)),
-            Remembered("decoder", lambda: _ask_decoder(decoder_stub)),
-        )
+        self.capabilities = Capabilities(checkpoint, pools)
         self.reports = Reports(checkpoint, self.prompts, self.generation, self.capabilities)
 
     def tenant_key(self, caller: Caller) -> bytes:
@@ -87,21 +73,21 @@ class Rooms:
         )
 
     async def encode_jobs(
-        self, items: Sequence[MediaItem], decoder: Decoder, caller: Caller, *, no_store: bool
+        self, items: Sequence[MediaItem], decoder: Decoder, caller: Caller, prefix: bytes, *, no_store: bool
     ) -> list[EncodeJob]:
         """What is to be encoded for a prompt. Raises InvalidRequest for items beyond what the encoder takes."""
-        encoder = await caller.deadline.bound(self.capabilities.encoder(decoder))
+        encoder = await caller.deadline.bound(self.capabilities.encoder(decoder, prefix))
         _require_fit(items, encoder.max_patches)
         return [
-            EncodeJob(caller, item, index, self.media_key(item, encoder, caller), decoder.width, no_store=no_store)
+            EncodeJob(caller, item, index, self.media_key(item, encoder, caller), encoder, no_store=no_store)
             for index, item in enumerate(items)
         ]
 
     async def ask_services(self, caller: Caller) -> tuple[Encoder | None, Decoder | None]:
         """What encoder and decoder run, as far as they can be asked or have been; None where nothing is known."""
         with suppress(DiptychError):  # who asks needs no service: an answer says less without
-            decoder = await caller.deadline.bound(self.capabilities.decoder())
-            await caller.deadline.bound(self.capabilities.encoder(decoder))
+            decoder = await caller.deadline.bound(self.capabilities.decoder(b"", with_media=False))
+            await caller.deadline.bound(self.capabilities.encoder(decoder, b""))
         return self.capabilities.last_encoder, self.capabilities.last_decoder
 
     def decoder_prompt(
@@ -159,18 +145,6 @@ def _source_rules(settings: GatewaySettings) -> SourceRules:
     )
     roots = tuple(Path(root) for root in settings.file_roots)
     return SourceRules(settings.max_media_bytes, roots, Fetcher(rules) if settings.allow_http else None)
-
-
-async def _ask_encoder(stub: encoder_service_pb2_grpc.EncoderServiceStub) -> Encoder:
-    request = encoder_service_pb2.GetEncoderCapabilitiesRequest()
-    found: Encoder = await stub.GetEncoderCapabilities(request, timeout=CALL_TIMEOUT_S)
-    return found
-
-
-async def _ask_decoder(stub: decoder_service_pb2_grpc.DecoderServiceStub) -> Decoder:
-    request = decoder_service_pb2.GetDecoderCapabilitiesRequest()
-    found: Decoder = await stub.GetDecoderCapabilities(request, timeout=CALL_TIMEOUT_S)
-    return found
 
 
 def _require_fit(items: Sequence[MediaItem], max_patches: int) -> None:

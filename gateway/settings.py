@@ -9,6 +9,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.common.server import ServerSettings
 from services.common.settings import CommaSeparated, CommonSettings
 
+from .reach.addresses import Target
+
 _MIB = 1 << 20
 _TOKEN_PIXELS = 28 * 28
 
@@ -98,8 +100,8 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         frozen=True, env_prefix="DIPTYCH_GATEWAY_", validate_by_name=True, extra="forbid", env_ignore_empty=True
     )
 
-    encoder: str = Field(description="Encoder: host:port, IP addresses with commas, or dns:///.")
-    decoder: str = Field(description="Decoder: host:port, IP addresses with commas, or dns:///.")
+    encoder: str = Field(description="Encoders: host:port or dns:///host:port, IP addresses with commas, or unix:PATH.")
+    decoder: str = Field(description="Decoders: the same.")
     max_message_bytes: int = Field(default=64 * _MIB, ge=_MIB, description="Largest message that is accepted.")
     tokens_file: FilePath | None = Field(
         default=None, description="Who may call: lines of tenant, user or admin, and a token's SHA-256."
@@ -129,7 +131,9 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
     @field_validator("encoder", "decoder")
     @classmethod
     def _target(cls, address: str) -> str:
-        return target_of(address)
+        target = target_of(address)
+        Target.parse(target)
+        return target
 
 
 def target_of(address: str) -> str:

@@ -24,15 +24,17 @@ _OPTIONS = [
 
 
 def open_channel(
-    address: str, credentials: grpc.ChannelCredentials | None = None, *, token: str = ""
+    address: str, credentials: grpc.ChannelCredentials | None = None, *, token: str = "", authority: str = ""
 ) -> grpc.aio.Channel:
     """A channel to every address behind `address` ("host:port" or a gRPC target such as "dns:///encoder:50051").
 
     Calls go round those that are healthy, so that a draining server gets no new ones. A dead peer is noticed within
     twice KEEPALIVE_MS, and reconnects are tried at least every two seconds. TLS with `credentials`; each call carries
-    `token` if there is one.
+    `token` if there is one. `authority` stands for the address where that was looked up before: certificates must name
+    its host.
     """
+    options = [*_OPTIONS, ("grpc.default_authority", authority)] if authority else _OPTIONS
     interceptors = bearer_interceptors(token) if token else None
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=_OPTIONS, interceptors=interceptors)
-    return grpc.aio.secure_channel(address, credentials, options=_OPTIONS, interceptors=interceptors)
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)

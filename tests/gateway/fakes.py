@@ -19,10 +19,10 @@ from diptych.v1 import (
 )
 
 from gateway.caller import guards_of
+from gateway.reach.kinds import open_pools
 from gateway.rooms import Rooms
 from gateway.service import ChatService
 from gateway.settings import GatewaySettings
-from services.common.channels import open_channel
 from services.common.checkpoint import Checkpoint
 from services.common.interceptors import ErrorInterceptor
 
@@ -125,10 +125,15 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     digest: str = ""
     endless: bool = False
     has_prompt: bool = False
+    num_running: int = 0
+    answers: asyncio.Event = field(default_factory=asyncio.Event)  # while it is clear, it tells nothing of itself
     prompts: list[decoder_service_pb2.Prompt] = field(default_factory=list)
     references: dict[int, list[bytes]] = field(default_factory=dict)
     rows: dict[int, bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.answers.set()
 
     async def Generate(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         try:
@@ -195,6 +200,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
         return decoder_service_pb2.GenerateResponse(tokens=delta)
 
     async def GetDecoderCapabilities(self, _request: Any, _context: Context) -> Any:
+        await self.answers.wait()
         return decoder_service_pb2.GetDecoderCapabilitiesResponse(
             model=self.checkpoint.name,
             checkpoint_digest=self.digest or self.checkpoint.digest(),
@@ -205,6 +211,9 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             merge_size=self.checkpoint.preprocessor.merge_size,
             cache=self.cache,
         )
+
+    async def GetLoad(self, _request: Any, _context: Context) -> Any:
+        return decoder_service_pb2.GetLoadResponse(num_running=self.num_running, num_total_blocks=100)
 
 
 @dataclass
@@ -237,17 +246,17 @@ async def serving(
 
 
 @asynccontextmanager
-async def staged(checkpoint: Checkpoint, **settings: Any) -> AsyncIterator[Stage]:
-    """Everything running, the gateway with `settings`."""
-    encoder, decoder = FakeEncoder(checkpoint), FakeDecoder(checkpoint)
+async def staged(checkpoint: Checkpoint, *, digests: Sequence[str] = ("", ""), **settings: Any) -> AsyncIterator[Stage]:
+    """Everything running, the gateway with `settings`. `digests`: the checkpoints of encoder and decoder."""
+    encoder, decoder = FakeEncoder(checkpoint, digest=digests[0]), FakeDecoder(checkpoint, digest=digests[1])
     async with (
         serving(encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server, encoder) as (encoder_at, encoder_server),
         serving(decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server, decoder) as (decoder_at, decoder_server),
-        open_channel(encoder_at) as to_encoder,
-        open_channel(decoder_at) as to_decoder,
+        open_pools(
+            chosen := GatewaySettings(model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **settings)
+        ) as pools,
     ):
-        chosen = GatewaySettings(model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **settings)
-        rooms = Rooms(chosen, checkpoint, to_encoder, to_decoder)
+        rooms = Rooms(chosen, checkpoint, pools)
         register = chat_service_pb2_grpc.add_ChatServiceServicer_to_server
         async with (
             serving(register, ChatService(chosen, rooms), guards_of(chosen)) as (gateway_at, gateway_server),

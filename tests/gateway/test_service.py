@@ -431,12 +431,12 @@ async def test_what_the_encoder_refuses_is_said_of_the_item(stage: Stage, png: b
     assert fields == {IMAGE_FIELD: "BROKEN_IMAGE"}
 
 
-@pytest.mark.parametrize("who", ["encoder", "decoder"])
-async def test_other_checkpoints_are_refused(stage: Stage, png: bytes, who: str) -> None:
+@pytest.mark.parametrize("digests", [("another", ""), ("", "another")])
+async def test_other_checkpoints_are_refused(model: Checkpoint, png: bytes, digests: tuple[str, str]) -> None:
     """Services that run different checkpoints are never mixed."""
-    getattr(stage, who).digest = "another"
-    code, reason, _, _ = await failing(chat(stage, says(content.Image(data=png))))
-    assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH")
+    async with staged(model, digests=digests) as stage:
+        code, reason, _, _ = await failing(chat(stage, says(content.Image(data=png))))
+        assert (code, reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH")
 
 
 async def test_a_client_that_leaves_cancels_everything(stage: Stage, png: bytes) -> None:

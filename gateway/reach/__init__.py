@@ -1,0 +1,1 @@
+"""How the gateway reaches encoders and decoders: which there are, which are well, and which one takes a call."""

@@ -1,0 +1,178 @@
+"""One process of a service: its channel, whether it is well, what it runs and how much it has to do."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+import grpc
+import structlog
+
+from services.common.errors import DiptychError, ServiceUnavailable, from_rpc_error
+
+from .breaker import CircuitBreaker
+
+StubT = TypeVar("StubT")
+InfoT = TypeVar("InfoT")
+
+POLL_S = 1.0
+PROBE_TIMEOUT_S = 2.0
+FULL_SHARE = 0.95
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What an endpoint has to do for everybody: sequences that run or wait, and the share of memory they hold."""
+
+    num_sequences: int = 0
+    memory_share: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[StubT, InfoT]):
+    """A service as its callers know it. `describe` asks what it runs, `measure` how busy it is; each may fail."""
+
+    name: str
+    make_stub: Callable[[grpc.aio.Channel], StubT]
+    describe: Callable[[StubT, float], Awaitable[InfoT]]
+    measure: Callable[[StubT, float], Awaitable[Load]]
+
+
+class Status(Enum):
+    """SETTLING: nobody knows yet, but soon. USABLE: connected, serving, described. DOWN: the rest."""
+
+    SETTLING = "settling"
+    USABLE = "usable"
+    DOWN = "down"
+
+
+class Endpoint(Generic[StubT, InfoT]):
+    """Watches one address. `info` is what it last said of itself over the present connection."""
+
+    def __init__(
+        self, kind: Kind[StubT, InfoT], address: str, channel: grpc.aio.Channel, on_change: Callable[[], None]
+    ) -> None:
+        self.address = address
+        self.info: InfoT | None = None
+        self.breaker = CircuitBreaker()
+        self.num_losses = 0
+        self._kind, self._channel, self._on_change = kind, channel, on_change
+        self._stub = kind.make_stub(channel)
+        self._num_calls = 0
+        self._load, self._num_calls_then = Load(), 0
+        self._state = grpc.ChannelConnectivity.IDLE
+        self._polling: asyncio.Task[None] | None = None
+        self._has_failed_probe = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    @property
+    def status(self) -> Status:
+        """Whether calls may go here."""
+        if self._state is grpc.ChannelConnectivity.READY:
+            if self.info is not None and not self.breaker.is_open:
+                return Status.USABLE
+            return Status.DOWN if self._has_failed_probe or self.breaker.is_open else Status.SETTLING
+        settling = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
+        return Status.SETTLING if self._state in settling else Status.DOWN
+
+    @property
+    def load(self) -> float:
+        """Calls that it works on: what it said last, and how this gateway's own have changed since."""
+        return max(self._num_calls, self._load.num_sequences + self._num_calls - self._num_calls_then)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether hardly any of its memory is free."""
+        return self._load.memory_share > FULL_SHARE
+
+    @contextmanager
+    def call(self) -> Iterator[StubT]:
+        """One call: counted while it runs, and its end noted. A failed one raises its domain error."""
+        self._num_calls += 1
+        self._is_idle.clear()
+        try:
+            yield self._stub
+            self.breaker.succeeded()
+        except grpc.aio.AioRpcError as error:
+            raise self._noted(from_rpc_error(error, self._kind.name), error.code().name) from error
+        except ServiceUnavailable as error:
+            if error.service == self._kind.name:
+                self._noted(error, error.code.name)
+            raise
+        finally:
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._is_idle.set()
+
+    async def watch(self) -> None:
+        """Follow the connection and ask how it is, until cancelled."""
+        try:
+            while True:
+                self._note_state(self._channel.get_state(try_to_connect=True))
+                await self._channel.wait_for_state_change(self._state)
+        finally:
+            self._stop_polling()
+
+    async def close(self, *, gently: bool = False) -> None:
+        """Give up the connection; `gently` once the calls under way have ended."""
+        try:
+            if gently:
+                await self._is_idle.wait()
+        finally:
+            await self._channel.close()
+
+    def _noted(self, error: DiptychError, code: str) -> DiptychError:
+        log.info("call failed", kind=self._kind.name, address=self.address, code=code, reason=error.reason)
+        if isinstance(error, ServiceUnavailable):
+            self.breaker.failed()
+            self._on_change()
+        return error
+
+    def _note_state(self, state: grpc.ChannelConnectivity) -> None:
+        if state is self._state:
+            return
+        ready = grpc.ChannelConnectivity.READY
+        if state is ready:
+            self.breaker.probed()
+            self._has_failed_probe = False
+            self._polling = asyncio.create_task(self._poll())
+        elif self._state is ready:  # whoever answers here next may run something else
+            self.info, self._load = None, Load()
+            self.num_losses += 1
+            self._stop_polling()
+        self._state = state
+        self._on_change()
+
+    def _stop_polling(self) -> None:
+        if self._polling is not None:
+            self._polling.cancel()
+
+    async def _poll(self) -> None:
+        while True:
+            if self.breaker.may_probe:
+                await self._probe()
+            await asyncio.sleep(POLL_S)
+
+    async def _probe(self) -> None:
+        try:
+            info = await self._kind.describe(self._stub, PROBE_TIMEOUT_S)
+            load = await self._kind.measure(self._stub, PROBE_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            self._has_failed_probe = True
+            self.breaker.failed()
+            log.info("probe failed", kind=self._kind.name, address=self.address, code=error.code().name)
+        else:
+            self._learn(info, load)
+        self._on_change()
+
+    def _learn(self, info: Any, load: Load) -> None:
+        if info != self.info:
+            log.info("endpoint described", kind=self._kind.name, address=self.address)
+        self.info, self._load, self._num_calls_then = info, load, self._num_calls
+        self._has_failed_probe = False
+        self.breaker.probed()

@@ -1,0 +1,126 @@
+"""The endpoints of one service, as they come and go."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Generic
+
+import grpc
+import structlog
+
+from services.common.errors import ServiceUnavailable
+
+from .addresses import Resolver, Target, system_resolver
+from .choice import choose
+from .endpoint import Endpoint, InfoT, Kind, Status, StubT
+from .retries import RetryBudget
+
+RESOLVE_S = 2.0
+
+log = structlog.get_logger()
+
+
+class Pool(Generic[StubT, InfoT]):
+    """Keeps one endpoint an address and picks among them. `open_channel` takes a gRPC target."""
+
+    def __init__(
+        self,
+        kind: Kind[StubT, InfoT],
+        target: Target,
+        open_channel: Callable[[str], grpc.aio.Channel],
+        resolver: Resolver = system_resolver,
+    ) -> None:
+        self.kind = kind
+        self.budget = RetryBudget()
+        self._target, self._open_channel, self._resolver = target, open_channel, resolver
+        self._endpoints: dict[str, Endpoint[StubT, InfoT]] = {}
+        self._watches: dict[str, asyncio.Task[None]] = {}
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._has_looked = False
+        self._changed = asyncio.Event()
+
+    @property
+    def usable(self) -> list[Endpoint[StubT, InfoT]]:
+        """The endpoints that calls may go to; what each of them runs is known."""
+        return [endpoint for endpoint in self._endpoints.values() if endpoint.status is Status.USABLE]
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Pool[StubT, InfoT]"]:
+        """Look for endpoints and watch them meanwhile."""
+        looking = asyncio.create_task(self._look_again())
+        try:
+            yield self
+        finally:
+            tasks = [looking, *self._watches.values(), *self._leaving]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints.values()))
+
+    async def settled(self) -> list[Endpoint[StubT, InfoT]]:
+        """The usable endpoints; waits for the first while one may still turn out to be. May be empty."""
+        while not (found := self.usable) and self._is_settling:
+            await self.changed()
+        return found
+
+    async def pick(
+        self, key: bytes, info: InfoT, *, avoid: Endpoint[StubT, InfoT] | None = None
+    ) -> Endpoint[StubT, InfoT]:
+        """The endpoint for `key` among those that run exactly `info`; not `avoid` if there is another.
+
+        Raises ServiceUnavailable when there is none.
+        """
+        candidates = [endpoint for endpoint in await self.settled() if endpoint.info == info]
+        if not candidates:
+            raise ServiceUnavailable(self.kind.name)
+        return choose(key, candidates, avoid=avoid)
+
+    async def changed(self) -> None:
+        """Wait until an endpoint has come, gone, or become better or worse."""
+        await self._changed.wait()
+
+    @property
+    def _is_settling(self) -> bool:
+        endpoints = self._endpoints.values()
+        return not self._has_looked or any(endpoint.status is Status.SETTLING for endpoint in endpoints)
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()  # who waited goes on; who comes now waits for the next change
+
+    async def _look_again(self) -> None:
+        while True:
+            try:
+                self._take(await self._target.resolve(self._resolver))
+            except OSError as error:
+                log.warning("name not resolved", kind=self.kind.name, reason=str(error))
+            if not self._has_looked:
+                self._has_looked = True
+                self._note_change()
+            if self._target.fixed:
+                return
+            await asyncio.sleep(RESOLVE_S)
+
+    def _take(self, addresses: list[str]) -> None:
+        """Take up new addresses and let go of those that are gone."""
+        for address in self._endpoints.keys() - set(addresses):
+            self._drop(address)
+        for address in addresses:
+            if address not in self._endpoints:
+                self._add(address)
+
+    def _add(self, address: str) -> None:
+        endpoint = Endpoint(self.kind, address, self._open_channel(address), self._note_change)
+        self._endpoints[address] = endpoint
+        self._watches[address] = asyncio.create_task(endpoint.watch())
+        log.info("endpoint added", kind=self.kind.name, address=address)
+        self._note_change()
+
+    def _drop(self, address: str) -> None:
+        endpoint = self._endpoints.pop(address)
+        self._watches.pop(address).cancel()
+        leaving = asyncio.create_task(endpoint.close(gently=True))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        log.info("endpoint dropped", kind=self.kind.name, address=address)
+        self._note_change()
