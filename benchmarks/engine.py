@@ -3,6 +3,7 @@
 import argparse
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
 from statistics import median
@@ -214,7 +215,9 @@ def main() -> None:
     arguments = parser.parse_args()
     quick = arguments.quick
     checkpoint = Checkpoint.open(arguments.checkpoint)
-    model = load_language_model(checkpoint, torch.float32, torch.device("cpu"), arguments.quantize)
+    with ThreadPoolExecutor(1) as loader:  # its helper threads end with it
+        loading = loader.submit(load_language_model, checkpoint, torch.float32, torch.device("cpu"), arguments.quantize)
+        model = loading.result()
     benchmark = EngineBenchmark(checkpoint, model, num_repeats=3 if quick else 5, num_tokens=16 if quick else 64)
     for batch in BATCHES:
         benchmark.decode(batch)

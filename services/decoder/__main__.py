@@ -12,6 +12,7 @@ from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
+from services.common.threads import leave_computing_to_others
 from services.decoder.assemble import build_decoder
 from services.decoder.settings import DecoderSettings
 
@@ -25,6 +26,7 @@ async def run(settings: DecoderSettings) -> None:
     cache = configured_cache(settings)
     checkpoint = Checkpoint.open(settings.model)
     engine, service = build_decoder(settings, checkpoint, cache)  # in this thread, so that a stop signal ends it
+    leave_computing_to_others()
     stop = install_stop_signals(asyncio.get_running_loop())
     engine.start()
 

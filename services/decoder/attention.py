@@ -22,7 +22,7 @@ class AttentionPlan(Protocol):
     """Computes attention for all rows of a step, in one layer."""
 
     def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-        """Queries [rows, heads, head_dim] over a layer [2, blocks, block_size, kv_heads, head_dim]; like queries."""
+        """Queries [rows, heads, head_dim] over a layer [blocks, block_size, 2, kv_heads, head_dim]; like queries."""
         ...
 
 
@@ -39,7 +39,8 @@ class StreamGroup:
         """Write the outputs of this group's rows."""
         num_rows, num_heads, head_dim = self.last - self.first, queries.shape[1], queries.shape[2]
         num_kv_heads = layer.shape[3]
-        keys, values = layer.index_select(1, self.blocks).view(2, num_rows, -1, num_kv_heads, head_dim).transpose(2, 3)
+        gathered = layer.index_select(0, self.blocks).view(num_rows, -1, 2, num_kv_heads, head_dim)
+        keys, values = gathered.permute(2, 0, 3, 1, 4)
         rows = queries[self.first : self.last].view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
         attended = scaled_dot_product_attention(rows, keys, values, attn_mask=self.mask)
         out[self.first : self.last] = attended.reshape(num_rows, num_heads, head_dim)
@@ -58,8 +59,8 @@ class PromptChunk:
     def attend(self, queries: torch.Tensor, layer: torch.Tensor, out: torch.Tensor) -> None:
         """Write the outputs of this chunk's rows."""
         num_kv_heads, head_dim = layer.shape[3:]
-        gathered = layer.index_select(1, self.blocks).view(2, -1, num_kv_heads, head_dim)[:, : self.length]
-        keys, values = gathered.transpose(1, 2).unsqueeze(1)
+        gathered = layer.index_select(0, self.blocks).view(-1, 2, num_kv_heads, head_dim)[: self.length]
+        keys, values = gathered.permute(1, 2, 0, 3).unsqueeze(1)
         rows = queries[self.first : self.last].transpose(0, 1).unsqueeze(0)
         attended = scaled_dot_product_attention(
             rows, keys, values, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
@@ -85,7 +86,7 @@ class GatheredAttention:
             first += chunk.num_tokens
 
     def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(queries)
+        out = queries.new_empty(queries.shape)
         for part in self._parts:
             part.attend(queries, layer, out)
         return out

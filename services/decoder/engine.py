@@ -62,6 +62,7 @@ class Engine:
         self._requests: set[Request] = set()
         self._queued: dict[Request, int] = {}  # tokens of each request that has not begun
         self._stopping = False
+        self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     def start(self) -> None:
@@ -100,6 +101,7 @@ class Engine:
         self._command(place)
 
     def _loop(self) -> None:
+        torch.set_num_threads(self._num_threads)  # the thread that starts this one may compute with fewer
         has_work = False
         while self._obey_commands(wait=not has_work):
             has_work = self._step()

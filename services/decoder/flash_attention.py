@@ -37,12 +37,13 @@ class PagedFlashAttention:
         self._most_keys = max((chunk.end for chunk in prompts), default=0)
 
     def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-        """Queries [rows, heads, head_dim] over a layer [2, blocks, block_size, kv_heads, head_dim]."""
-        out = torch.empty_like(queries)
+        """Queries [rows, heads, head_dim] over a layer [blocks, block_size, 2, kv_heads, head_dim]."""
+        out = queries.new_empty(queries.shape)
+        keys, values = layer.unbind(2)
         if self._num_streams:
-            out[: self._num_streams] = self._attend_streams(queries[: self._num_streams], *layer)
+            out[: self._num_streams] = self._attend_streams(queries[: self._num_streams], keys, values)
         if self._most_queries:
-            out[self._num_streams :] = self._attend_prompts(queries[self._num_streams :], *layer)
+            out[self._num_streams :] = self._attend_prompts(queries[self._num_streams :], keys, values)
         return out
 
     def _attend_streams(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:

@@ -94,28 +94,29 @@ class BlockPool:
 
 
 class KVCache:
-    """The memory itself: `[layers, 2, num_blocks + 1, block_size, kv_heads, head_dim]`.
+    """The memory itself: `[layers, num_blocks + 1, block_size, 2, kv_heads, head_dim]`.
 
-    The last block belongs to nobody and stays zero: it fills up short block tables, so that a masked row is never
-    multiplied by what another sequence left behind (0 * NaN is NaN).
+    A token's keys and values stand side by side, so that a block is gathered in one piece. The last block belongs to
+    nobody and stays zero: it fills up short block tables, so that a masked row is never multiplied by what another
+    sequence left behind (0 * NaN is NaN).
     """
 
     def __init__(
         self, config: TextConfig, num_blocks: int, block_size: int, dtype: torch.dtype, device: torch.device
     ) -> None:
         heads = (config.num_key_value_heads, config.head_dim)
-        shape = (config.num_hidden_layers, 2, num_blocks + 1, block_size, *heads)
+        shape = (config.num_hidden_layers, num_blocks + 1, block_size, 2, *heads)
         self.memory = _zeros(shape, dtype, device)
         self.block_size = block_size
         self.padding_block = num_blocks
 
     def layer(self, index: int) -> torch.Tensor:
-        """Keys and values of one layer `[2, num_blocks + 1, block_size, kv_heads, head_dim]`."""
+        """Keys and values of one layer `[num_blocks + 1, block_size, 2, kv_heads, head_dim]`."""
         return self.memory[index]
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks with zeros."""
-        self.memory[:, :, list(blocks)] = 0
+        self.memory[:, list(blocks)] = 0
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

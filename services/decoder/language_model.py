@@ -6,7 +6,7 @@ The network is `Qwen2VLTextModel` of transformers with its linears fused; result
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import rms_norm, silu
 
 from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
@@ -71,10 +71,9 @@ class LanguageModel:
         hidden = self._embed(step)
         rotation = self._rotation(step.positions)
         for index, layer in enumerate(self.weights.layers):
-            hidden = hidden + self._attention(
-                layer, self._norm(hidden, layer.input_norm), rotation, step, cache.layer(index)
-            )
-            hidden = hidden + _mlp(layer, self._norm(hidden, layer.post_norm))
+            normed = self._norm(hidden, layer.input_norm)
+            hidden += self._attention(layer, normed, rotation, step, cache.layer(index))
+            hidden += _mlp(layer, self._norm(hidden, layer.post_norm))
         hidden = self._norm(hidden[step.sampled_rows], self.weights.norm)
         return self.weights.head(hidden).float()
 
@@ -92,9 +91,7 @@ class LanguageModel:
         return cos.to(self.dtype)[:, None], sin.to(self.dtype)[:, None]
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        values = hidden.float()
-        scale = torch.rsqrt(values.pow(2).mean(-1, keepdim=True) + self.config.rms_norm_eps)
-        return weight * (values * scale).to(hidden.dtype)
+        return rms_norm(hidden, hidden.shape[-1:], None, self.config.rms_norm_eps).mul_(weight)
 
     def _attention(
         self,
@@ -107,11 +104,9 @@ class LanguageModel:
         config = self.config
         num_rotated = config.num_attention_heads + config.num_key_value_heads
         heads = layer.qkv(hidden).view(len(hidden), -1, config.head_dim)
-        rotated = _rotate(heads[:, :num_rotated], *rotation)
-        queries, keys = torch.split(rotated, [config.num_attention_heads, config.num_key_value_heads], dim=1)
-        slots = memory.flatten(1, 2)
-        slots[0].index_copy_(0, step.slots, keys)
-        slots[1].index_copy_(0, step.slots, heads[:, num_rotated:])
+        _rotate(heads[:, :num_rotated], *rotation)
+        queries, written = heads[:, : config.num_attention_heads], heads[:, config.num_attention_heads :]
+        memory.flatten(0, 1).index_copy_(0, step.slots, written.view(len(hidden), 2, -1, config.head_dim))
         return layer.output(step.attention.attend(queries, memory).flatten(1))
 
 
@@ -120,10 +115,10 @@ def _mlp(layer: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
     return layer.down(silu(gate).mul_(up))
 
 
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> torch.Tensor:
-    """Rotate [rows, heads, head_dim]; halves swap places, the sign is in the sine."""
-    half = heads.shape[-1] // 2
-    return torch.addcmul(heads * cos, heads.roll(half, dims=-1), signed_sin)
+def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> None:
+    """Rotate [rows, heads, head_dim] in place; halves swap places, the sign is in the sine."""
+    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
+    heads.mul_(cos).addcmul_(swapped, signed_sin)
 
 
 def _rotary_tables(config: TextConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:

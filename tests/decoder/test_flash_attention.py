@@ -109,8 +109,8 @@ def test_metadata_gives_the_same_as_gathering(spans: list[tuple[int, int]]) -> N
     """Lengths, offsets and block tables lead the kernels to the same keys as the plan for PyTorch's attention."""
     free = iter(np.random.default_rng(0).permutation(NUM_BLOCKS).tolist())
     chunks = [chunk(start, end, [next(free) for _ in range(-(-end // BLOCK_SIZE))]) for start, end in spans]
-    layer = torch.randn(2, NUM_BLOCKS + 1, BLOCK_SIZE, KV_HEADS, HEAD_DIM)
-    layer[:, NUM_BLOCKS] = 0
+    layer = torch.randn(NUM_BLOCKS + 1, BLOCK_SIZE, 2, KV_HEADS, HEAD_DIM)
+    layer[NUM_BLOCKS] = 0
     queries = torch.randn(sum(part.num_tokens for part in chunks), HEADS, HEAD_DIM)
     gathered = GatheredAttention(
         chunks, block_size=BLOCK_SIZE, padding_block=NUM_BLOCKS, dtype=torch.float32, device=CPU
