@@ -6,6 +6,7 @@ CPU; without it vLLM is left out.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ from rich.console import Console
 from benchmarks import serve
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
 from benchmarks.figures import CONTEXT, Figure, Result, heard, ratio_of, write_results
-from benchmarks.limits import Limits, measure_limits, prefill_work, step_work
+from benchmarks.limits import Limits, encode_work, measure_limits, prefill_work, step_work
 from benchmarks.plots import draw_plots
 from benchmarks.report import Conditions, results_table, write_report
 
@@ -61,6 +62,7 @@ def main() -> None:
     for name in arguments.shapes:
         console.print(f"shape {name}")
         results += measure_shape(name, arguments.checkpoints / name, limits, quick=arguments.quick)
+        results += measure_encoder(name, arguments.checkpoints / f"{name}-vision", limits, quick=arguments.quick)
     for figure in Runner("diptych", "benchmarks.agreement").run(DEMO, quick=arguments.quick):
         results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
     if not arguments.without_services:
@@ -83,6 +85,22 @@ def measure_shape(name: str, folder: Path, limits: Limits, *, quick: bool) -> li
         for figure in figures:
             share = _limit_share(figure, shape, weight_bytes, limits)
             results += _compared(f"{name} {precision}: {figure.name}", figure, peers, share)
+    return results
+
+
+def measure_encoder(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:
+    """The vision tower in each precision, beside transformers'. Of a large one only single pictures."""
+    shape = SHAPES[name].for_vision()
+    checkpoint = ensure_checkpoint(folder, shape)
+    size = () if name == "small" else ("--large",)
+    tower = Runner("transformers fp32", "benchmarks.peers.vision_in_transformers", size)
+    peers = {tower.name: tower.run(checkpoint, quick=quick)}
+    results = []
+    for precision, options in (("fp32", ()), ("int8", ("--quantize", "int8"))):
+        for figure in Runner("diptych", "benchmarks.encoder", (*size, *options)).run(checkpoint, quick=quick):
+            side = re.fullmatch(r"encode (\d+) x \1", figure.name) if precision == "fp32" else None
+            share = limits.share(encode_work(shape, int(side[1])), figure.value / 1000) if side else None
+            results += _compared(f"{name} tower {precision}: {figure.name}", figure, peers, share)
     return results
 
 

@@ -1,12 +1,13 @@
 """Random checkpoints at real shapes: what speed depends on, without anything to download.
 
-The vision tower has one block: the engine's figures do not depend on it. There is no tokenizer.
+There is no tokenizer. For the engine's figures the vision tower has one block, for the encoder's the language model
+has one layer: neither depends on the other.
 """
 
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,12 @@ class Shape:
     mrope_section: tuple[int, int, int]
     vision_dim: int
     vision_heads: int
+    tower_depth: int
+    vision_layers: int = 1
+
+    def for_vision(self) -> "Shape":
+        """The whole tower under a language model of one layer."""
+        return replace(self, layers=1, vision_layers=self.tower_depth)
 
     @property
     def head_dim(self) -> int:
@@ -55,8 +62,8 @@ class Shape:
 
 
 SHAPES = {
-    "small": Shape(512, 8, 8, 2, 1408, (8, 12, 12), 320, 5),
-    "2b": Shape(1536, 28, 12, 2, 8960, (16, 24, 24), 1280, 16),  # Qwen2-VL-2B
+    "small": Shape(512, 8, 8, 2, 1408, (8, 12, 12), 320, 5, 8),
+    "2b": Shape(1536, 28, 12, 2, 8960, (16, 24, 24), 1280, 16, 32),  # Qwen2-VL-2B
 }
 
 
@@ -102,19 +109,20 @@ def _tensor_shapes(shape: Shape) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{block}mlp.down_proj.weight", (hidden, shape.intermediate)
         for norm in ("input", "post_attention"):
             yield f"{block}{norm}_layernorm.weight", (hidden,)
-    yield from _vision_shapes(shape.vision_dim, hidden)
+    yield from _vision_shapes(shape, hidden)
 
 
-def _vision_shapes(dim: int, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    block = "visual.blocks.0."
+def _vision_shapes(shape: Shape, hidden: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    dim, blocks = shape.vision_dim, [f"visual.blocks.{index}." for index in range(shape.vision_layers)]
     yield "visual.patch_embed.proj.weight", (dim, 3, 2, 14, 14)
-    for norm in (f"{block}norm1", f"{block}norm2", "visual.merger.ln_q"):
+    for norm in (*(f"{block}norm{number}" for block in blocks for number in (1, 2)), "visual.merger.ln_q"):
         yield f"{norm}.weight", (dim,)
         yield f"{norm}.bias", (dim,)
-    yield from _linear(f"{block}attn.qkv", 3 * dim, dim)
-    yield from _linear(f"{block}attn.proj", dim, dim)
-    yield from _linear(f"{block}mlp.fc1", 4 * dim, dim)
-    yield from _linear(f"{block}mlp.fc2", dim, 4 * dim)
+    for block in blocks:
+        yield from _linear(f"{block}attn.qkv", 3 * dim, dim)
+        yield from _linear(f"{block}attn.proj", dim, dim)
+        yield from _linear(f"{block}mlp.fc1", 4 * dim, dim)
+        yield from _linear(f"{block}mlp.fc2", dim, 4 * dim)
     yield from _linear("visual.merger.mlp.0", 4 * dim, 4 * dim)
     yield from _linear("visual.merger.mlp.2", hidden, 4 * dim)
 
@@ -152,7 +160,7 @@ def _config(shape: Shape) -> dict[str, Any]:
         "video_token_id": 151_656,
         "vision_config": {
             "model_type": "qwen2_vl",
-            "depth": 1,
+            "depth": shape.vision_layers,
             "embed_dim": shape.vision_dim,
             "hidden_size": shape.hidden,
             "hidden_act": "quick_gelu",

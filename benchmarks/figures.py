@@ -13,6 +13,7 @@ BATCHES = (1, 8, 16)
 CONTEXT = 300
 PREFILLS = (64, 288, 1024)
 TOKENS_PER_S, MILLISECONDS, PERCENT = "tok/s", "ms", "%"
+PICTURES_PER_S, FRAMES_PER_S = "pictures/s", "frames/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,9 @@ def heard(line: str) -> Figure | None:
 
 
 def ratio_of(figure: Figure, peer: Figure) -> float:
-    """How many times better than a peer: more tokens a second, or less time."""
+    """How many times better than a peer: more of something in a second, or less time."""
     ours, theirs = figure.value, peer.value
-    return ours / theirs if figure.unit == TOKENS_PER_S else theirs / ours
+    return ours / theirs if figure.unit.endswith("/s") else theirs / ours
 
 
 def write_results(path: Path, results: list[Result]) -> None:

@@ -52,6 +52,14 @@ def prefill_work(shape: Shape, num_tokens: int, weight_bytes: int) -> Work:
     return Work(num_bytes, flop if weight_bytes == 4 else 0)
 
 
+def encode_work(shape: Shape, side: int) -> Work:
+    """One picture through the vision tower: its linear layers, and attention of every patch to every other."""
+    dim, num_patches = shape.vision_dim, (side // 14) ** 2
+    layers = shape.vision_layers * (2 * num_patches * 12 * dim**2 + 4 * num_patches**2 * dim)
+    merger = 2 * (num_patches // 4) * 4 * dim * (4 * dim + shape.hidden)
+    return Work(0, layers + merger + 2 * num_patches * 1176 * dim)
+
+
 def measure_limits() -> Limits:
     """Both limits. Reading is measured by compiled C where there is a compiler, else by torch.sum."""
     return Limits(_read_gb_per_s(), _gemm_gflop_per_s())

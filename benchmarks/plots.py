@@ -18,12 +18,12 @@ mpl.use("Agg")
 
 def draw_plots(results: Sequence[Result], folder: Path) -> list[Path]:
     """One picture for each shape that was measured."""
-    shapes = dict.fromkeys(result.name.split()[0] for result in results if " fp32: " in result.name)
+    shapes = dict.fromkeys(result.name.split()[0] for result in results if re.match(r"\S+ fp32: ", result.name))
     return [_draw_shape(shape, results, folder / f"performance-{shape}.png") for shape in shapes]
 
 
 def _draw_shape(shape: str, results: Sequence[Result], path: Path) -> Path:
-    own = [result for result in results if result.name.startswith(f"{shape} ")]
+    own = [result for result in results if re.match(rf"{shape} \S+: ", result.name)]
     figure = Figure(figsize=(11, 9), layout="constrained")
     decode, prefill, stutter, batch, context = figure.subplot_mosaic("AABB;AABB;CCDE;CCDE").values()
     _draw_series(decode, own, r"decode, batch (\d+)", "tokens/s over batch")

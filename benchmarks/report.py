@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,11 +62,12 @@ def results_table(results: Sequence[Result]) -> Table:
 
 def write_report(results: Sequence[Result], conditions: Conditions, path: Path) -> None:
     """Write the page. A run with one shape says nothing about the other."""
-    shapes = dict.fromkeys(result.name.split()[0] for result in results if " fp32: " in result.name)
+    shapes = dict.fromkeys(result.name.split()[0] for result in results if re.match(r"\S+ fp32: ", result.name))
     page = Template(TEMPLATE.read_text()).substitute(
         conditions=conditions.text,
         vllm="" if any(result.peer == "vLLM fp32" for result in results) else "vLLM was not part of this run.",
         limits=_markdown([result for result in results if ": " not in result.name]),
+        towers=_markdown([result for result in results if " tower " in result.name]),
         agreement=_markdown([result for result in results if result.name.startswith("demo ")]),
         shapes="\n\n".join(_section(shape, results) for shape in shapes),
         services=_markdown([result for result in results if result.name.startswith("services: ")]),
@@ -74,7 +76,7 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
 
 
 def _section(shape: str, results: Sequence[Result]) -> str:
-    own = [result for result in results if result.name.startswith(f"{shape} ")]
+    own = [result for result in results if re.match(rf"{shape} \S+: ", result.name)]
     return f"### {shape}\n\n![{shape}](performance-{shape}.png)\n\n{_markdown(own)}"
 
 
