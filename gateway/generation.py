@@ -12,6 +12,8 @@ from services.common.errors import InvalidRequest, Violation
 from .checks import Checks
 from .settings import Limits
 
+MAX_PRIORITY = 9  # of generation.proto
+
 _BOUNDS = {
     "temperature": (0.0, 100.0),
     "min_p": (0.0, 1.0),
@@ -42,6 +44,7 @@ def _check_counts(checks: Checks, generation: generation_pb2.Generation, limits:
         "min_tokens": (0, limits.max_completion_tokens),
         "num_choices": (1, limits.max_choices),
         "top_logprobs": (0, limits.max_top_logprobs),
+        "priority": (0, MAX_PRIORITY),
     }
     for name, (least, most) in bounds.items():
         if generation.HasField(name):
@@ -124,6 +127,7 @@ class GenerationRules:
             presence_penalty=0.0,
             frequency_penalty=0.0,
             num_choices=1,
+            priority=0,
         )
 
     def effective(self, asked: generation_pb2.Generation, num_free_tokens: int) -> generation_pb2.Generation:

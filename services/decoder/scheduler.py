@@ -1,7 +1,7 @@
 """Chooses what the next step computes: running streams first, then prompts in chunks, then whoever waits.
 
-Blocks are taken as they are needed. When none is left, the running sequence that arrived last gives its own back and is
-computed again later; the oldest always goes on, so the batch never locks up.
+Blocks are taken as they are needed. When none is left, the running sequence of the last rank (waiting.py: arrival and
+priority) gives its own back and is computed again later; the first always goes on, so the batch never locks up.
 """
 
 from bisect import insort
@@ -12,7 +12,7 @@ from services.decoder.kv_cache import BlockPool
 from services.decoder.pace import Pace
 from services.decoder.prefix_cache import block_hash
 from services.decoder.sequence import Request, Sequence
-from services.decoder.waiting import WaitingQueue
+from services.decoder.waiting import WaitingQueue, rank
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Scheduler:
 
     def __init__(self, pool: BlockPool, block_size: int, limits: StepLimits, pace: Pace) -> None:
         self.waiting = WaitingQueue()
-        self.running: list[Sequence] = []  # by arrival
+        self.running: list[Sequence] = []  # by rank
         self._num_preemptions = 0
         self._pool = pool
         self._block_size = block_size
@@ -69,7 +69,7 @@ class Scheduler:
         """Let every choice of a request wait for its turn."""
         self._num_arrived += 1
         for sequence in request.sequences:
-            sequence.rank = (self._num_arrived, sequence.index)
+            sequence.rank = rank(self._num_arrived, sequence)
             self.waiting.add(sequence)
 
     def schedule(self) -> list[Chunk]:
@@ -122,11 +122,11 @@ class Scheduler:
         return [block for block in set(blocks) if not self._pool.is_used(block)]
 
     def _continue(self, belongs: Callable[[Sequence], bool], budget: int) -> int:
-        """Schedule running sequences that `belongs` names, oldest first. The budget that is left."""
+        """Schedule running sequences that `belongs` names, by rank. The budget that is left."""
         for sequence in [sequence for sequence in self.running if belongs(sequence)]:
             if budget <= 0 or len(self._chunks) >= self._limits.max_sequences:
                 break
-            if sequence in self.running:  # not preempted by an older one meanwhile
+            if sequence in self.running:  # not preempted by an earlier one meanwhile
                 budget -= self._schedule(sequence, budget)
         return budget
 
@@ -154,7 +154,7 @@ class Scheduler:
             return False
         sequence.blocks = cached
         sequence.num_computed = len(cached) * self._block_size
-        self.waiting.remove(sequence)
+        self.waiting.take(sequence)
         insort(self.running, sequence, key=lambda running: running.rank)
         return True
 
@@ -185,7 +185,7 @@ class Scheduler:
         return end - start
 
     def _reserve(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a sequence the blocks for its first `num_tokens`, taking them from later arrivals if need be."""
+        """Give a sequence the blocks for its first `num_tokens`, taking them from later ranks if need be."""
         while len(sequence.blocks) < self._num_blocks(num_tokens):
             if self._pool.num_available:
                 sequence.blocks.append(self._pool.allocate())

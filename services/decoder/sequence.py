@@ -138,6 +138,7 @@ class Request:
     params: SamplingParams
     root_hash: bytes
     on_event: Callable[[Event], None]
+    priority: int = 0  # 0 to MAX_PRIORITY (waiting.py); higher first
     matchers: "list[Matcher]" = field(default_factory=list)  # one a choice, or none
     no_store: bool = False
     arrived: float = 0.0
@@ -169,7 +170,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.block_hashes: list[bytes] = []
         self.num_computed = 0
-        self.rank = (0, 0)  # arrival, then choice; the scheduler's
+        self.rank = (0, 0, 0)  # its place among all; the scheduler's
         self.has_sampled = False
         self.ended: Ended | None = None
         self.matcher = request.matchers[index] if request.matchers else None

@@ -153,6 +153,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             params=checked.params,
             root_hash=root_hash(prompt.tenant, salt),
             on_event=stream.push,
+            priority=checked.priority,
             matchers=matchers,
             no_store=prompt.no_store,
         )

@@ -13,6 +13,7 @@ from services.common.errors import InvalidRequest, PromptTooLong, VersionMismatc
 from services.common.mrope import Span
 from services.decoder.grammar import GrammarKind, GrammarSource, choice_source
 from services.decoder.sequence import SamplingParams
+from services.decoder.waiting import MAX_PRIORITY
 
 MAX_CHOICES = 16
 MAX_LOGPROBS = 20
@@ -43,6 +44,7 @@ class CheckedPrompt:
     spans: list[Span]
     media_keys: list[bytes]
     params: SamplingParams
+    priority: int
     grammar: GrammarSource | None
 
 
@@ -55,12 +57,14 @@ def check_prompt(prompt: decoder_service_pb2.Prompt, rules: Rules, random_seed: 
     spans = _check_media(prompt, rules, problems)
     _check_token_ids(prompt, token_ids, spans, rules, problems)
     params = _read_params(prompt.generation, len(token_ids), rules, random_seed, problems)
+    priority = _Numbers(prompt.generation, problems).whole("priority", 0, 0, MAX_PRIORITY)
     grammar = _read_grammar(prompt.generation, problems)
     problems.raise_any()
     if len(token_ids) + max(params.max_tokens, 1) > rules.max_context_tokens:
         most = rules.max_context_tokens - max(params.max_tokens, 1)
         raise PromptTooLong(len(token_ids), max(most, 0), field="prompt.token_ids")
-    return CheckedPrompt(token_ids.tolist(), spans, [item.media_key for item in prompt.media], params, grammar)
+    media_keys = [item.media_key for item in prompt.media]
+    return CheckedPrompt(token_ids.tolist(), spans, media_keys, params, priority, grammar)
 
 
 class _Problems:

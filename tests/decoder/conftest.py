@@ -143,7 +143,9 @@ class Harness:
     def pool(self) -> BlockPool:
         return self.parts.pool
 
-    def request(self, case: Case, *, tenant: str = "a", with_rows: bool = True, **params: Any) -> Answer:
+    def request(
+        self, case: Case, *, tenant: str = "a", priority: int = 0, with_rows: bool = True, **params: Any
+    ) -> Answer:
         """A request that is not submitted yet."""
         values = {"max_tokens": 12, "stop_ids": self.model.end_ids, **params}
         matchers = values.pop("matchers", [])
@@ -169,6 +171,7 @@ class Harness:
             params=SamplingParams(**values),
             root_hash=root_hash(tenant),
             on_event=on_event,
+            priority=priority,
             matchers=matchers,
         )
         answer = Answer(request)

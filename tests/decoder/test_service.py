@@ -333,6 +333,7 @@ WRONG: dict[str, Callable[[Any], None]] = {
     "prompt.generation.min_p": lambda m: setattr(m.prompt.generation, "min_p", -0.1),
     "prompt.generation.num_choices": lambda m: setattr(m.prompt.generation, "num_choices", 1000),
     "prompt.generation.top_logprobs": lambda m: setattr(m.prompt.generation, "top_logprobs", 1000),
+    "prompt.generation.priority": lambda m: setattr(m.prompt.generation, "priority", 10),
     "prompt.generation.max_tokens": lambda m: setattr(m.prompt.generation, "max_tokens", 0),
     "prompt.generation.logit_bias": lambda m: m.prompt.generation.logit_bias.update({1 << 30: 1.0}),
     "prompt.generation.stop_token_ids": lambda m: m.prompt.generation.stop_token_ids.append(1 << 30),

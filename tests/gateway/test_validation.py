@@ -139,6 +139,7 @@ def test_video_options(video: content.Video, found: dict[str, str]) -> None:
         (Generation(max_tokens=0), "max_tokens"),
         (Generation(max_tokens=4, min_tokens=5), "min_tokens"),
         (Generation(num_choices=17), "num_choices"),
+        (Generation(priority=10), "priority"),
         (Generation(top_logprobs=21), "top_logprobs"),
         (Generation(logit_bias={VOCAB: 1.0}), f"logit_bias[{VOCAB}]"),
         (Generation(logit_bias={1: math.nan}), "logit_bias[1]"),

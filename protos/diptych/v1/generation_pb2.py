@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64iptych/v1/generation.proto\x12\ndiptych.v1\"\x8a\x06\n\nGeneration\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\t\x88\x01\x01\x12\x39\n\nlogit_bias\x18\n \x03(\x0b\x32%.diptych.v1.Generation.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x04H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x18\n\x0bnum_choices\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x11 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x12 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x13 \x01(\x0b\x32\x13.diptych.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x14 \x01(\tH\x00\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0b\n\tstructureB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0e\n\x0c_num_choicesB\x0f\n\r_top_logprobs\"\x1a\n\x07\x43hoices\x12\x0f\n\x07options\x18\x01 \x03(\t\"\x9f\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12:\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32$.diptych.v1.TokenLogprob.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x64iptych/v1/generation.proto\x12\ndiptych.v1\"\xae\x06\n\nGeneration\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x01\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x02\x88\x01\x01\x12\x18\n\x0btemperature\x18\x03 \x01(\x02H\x03\x88\x01\x01\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x04\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x05\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x07 \x01(\x02H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x08 \x01(\x02H\x08\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\t \x01(\x02H\t\x88\x01\x01\x12\x39\n\nlogit_bias\x18\n \x03(\x0b\x32%.diptych.v1.Generation.LogitBiasEntry\x12\x11\n\x04seed\x18\x0b \x01(\x04H\n\x88\x01\x01\x12\x0c\n\x04stop\x18\x0c \x03(\t\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x12\n\nignore_eos\x18\x0e \x01(\x08\x12\x18\n\x0bnum_choices\x18\x0f \x01(\rH\x0b\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\x10 \x01(\rH\x0c\x88\x01\x01\x12\x15\n\x0bjson_schema\x18\x11 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x12 \x01(\tH\x00\x12%\n\x06\x63hoice\x18\x13 \x01(\x0b\x32\x13.diptych.v1.ChoicesH\x00\x12\x11\n\x07grammar\x18\x14 \x01(\tH\x00\x12\x15\n\x08priority\x18\x15 \x01(\rH\r\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0b\n\tstructureB\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x07\n\x05_seedB\x0e\n\x0c_num_choicesB\x0f\n\r_top_logprobsB\x0b\n\t_priority\"\x1a\n\x07\x43hoices\x12\x0f\n\x07options\x18\x01 \x03(\t\"\x9f\x01\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12:\n\x0c\x61lternatives\x18\x03 \x03(\x0b\x32$.diptych.v1.TokenLogprob.Alternative\x1a\x30\n\x0b\x41lternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATION_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATION_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1014
-  _globals['_FINISHREASON']._serialized_end=1109
+  _globals['_FINISHREASON']._serialized_start=1050
+  _globals['_FINISHREASON']._serialized_end=1145
   _globals['_GENERATION']._serialized_start=44
-  _globals['_GENERATION']._serialized_end=822
-  _globals['_GENERATION_LOGITBIASENTRY']._serialized_start=577
-  _globals['_GENERATION_LOGITBIASENTRY']._serialized_end=625
-  _globals['_CHOICES']._serialized_start=824
-  _globals['_CHOICES']._serialized_end=850
-  _globals['_TOKENLOGPROB']._serialized_start=853
-  _globals['_TOKENLOGPROB']._serialized_end=1012
-  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_start=964
-  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_end=1012
+  _globals['_GENERATION']._serialized_end=858
+  _globals['_GENERATION_LOGITBIASENTRY']._serialized_start=600
+  _globals['_GENERATION_LOGITBIASENTRY']._serialized_end=648
+  _globals['_CHOICES']._serialized_start=860
+  _globals['_CHOICES']._serialized_end=886
+  _globals['_TOKENLOGPROB']._serialized_start=889
+  _globals['_TOKENLOGPROB']._serialized_end=1048
+  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_start=1000
+  _globals['_TOKENLOGPROB_ALTERNATIVE']._serialized_end=1048
 # @@protoc_insertion_point(module_scope)
