@@ -17,7 +17,7 @@ test: $(VENV)/dev.stamp ## Runs the tests
 	$(BIN)/pytest
 
 manifests: $(VENV)/dev.stamp ## Renders and checks everything in deploy/; needs kubectl
-	$(BIN)/pytest tests/deploy
+	$(BIN)/pytest tests/deploy --every-combination
 
 lint: $(VENV)/dev.stamp ## ruff, mypy and buf
 	$(BIN)/ruff check .

@@ -2,12 +2,11 @@
 
 import copy
 import functools
-import itertools
 import math
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,8 +23,6 @@ from services.encoder.settings import EncoderSettings
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "deploy" / "k8s"
 OVERLAYS = ("local", "production")
-SWITCHES = ("gpu", "external-redis", "autoscaling")
-WEIGHTS = ((), ("weights-init",), ("weights-image",), ("demo-model",))  # at most one; none is the claim
 SETTINGS: dict[str, type[ServerSettings]] = {
     "gateway": GatewaySettings,
     "encoder": EncoderSettings,
@@ -136,6 +133,17 @@ def name_of(manifest: Manifest) -> str:
     return f"{manifest['kind']}/{manifest['metadata']['name']}"
 
 
+def mounted(workload: Manifest, path: str) -> tuple[str, str] | None:
+    """The Secret and its key that a workload's container sees at `path`; None where no Secret is mounted there."""
+    folder, _, file = path.rpartition("/")
+    volumes = {volume["name"]: volume.get("secret") for volume in pod_of(workload)["volumes"]}
+    for mount in container_of(workload)["volumeMounts"]:
+        if mount["mountPath"] == folder and (secret := volumes[mount["name"]]):
+            keys = {item["path"]: item["key"] for item in secret["items"]} if "items" in secret else {file: file}
+            return (secret["secretName"], keys[file]) if file in keys else None
+    return None
+
+
 def quantity(text: str) -> float:
     """A Kubernetes quantity such as 500m or 2Gi as a number."""
     number = text.rstrip("mKMGi")
@@ -165,9 +173,9 @@ def kustomization(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def render_combinations(folder: Path) -> list[Render]:
+def render_combinations(folder: Path, combinations: Iterable[tuple[str, ...]]) -> list[Render]:
     """The base with each combination of components: several by one process, apart by their namespaces."""
-    names = {"-and-".join(components) or "base": components for components in combinations()}
+    names = {"-and-".join(components) or "base": components for components in combinations}
     parts = [
         kustomization(
             folder / name,
@@ -184,17 +192,12 @@ def render_combinations(folder: Path) -> list[Render]:
     return [Render(name, [m for m in everything if m["metadata"]["namespace"] == name]) for name in names]
 
 
-def combinations() -> Iterator[tuple[str, ...]]:
-    """Every set of components that go together, and the largest in the other order too."""
-    for size in range(len(SWITCHES) + 1):
-        for switches in itertools.combinations(SWITCHES, size):
-            yield from ((*switches, *weights) for weights in WEIGHTS)
-    yield from ((*weights, *SWITCHES) for weights in WEIGHTS if weights)
-
-
 @functools.cache
 def _settings(name: str, environment: tuple[tuple[str, str], ...]) -> ServerSettings:
-    with mock.patch.dict(os.environ, dict(environment), clear=True):
+    with (
+        mock.patch.dict(os.environ, dict(environment), clear=True),
+        mock.patch.object(Path, "is_file", lambda path: path.is_relative_to("/etc/diptych")),  # of the pod, not of here
+    ):
         return SETTINGS[name]()
 
 

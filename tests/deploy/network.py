@@ -25,6 +25,7 @@ SURROUNDINGS = (
     Peer("dns", {"k8s-app": "kube-dns"}, "kube-system"),
     Peer("client", {"diptych-client": "true"}, "elsewhere"),
     Peer("stranger", {}, "elsewhere"),
+    Peer("router", {}, "gateways"),
     Peer("neighbour", {"app.kubernetes.io/name": "redis"}),
     Peer("private address", address="10.20.30.40"),
     Peer("public address", address="198.51.100.7"),

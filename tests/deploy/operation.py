@@ -172,13 +172,19 @@ def mounts_the_model(render: Render) -> Iterator[str]:
 def names_what_exists(render: Render) -> Iterator[str]:
     """ConfigMaps, Secrets and claims exist or are the operator's; changed settings roll their pods, by a hash."""
     claims = set()
+    secrets = {*SECRETS, *(certificate["spec"]["secretName"] for certificate in render.of("Certificate"))}
     for workload in render.of("Deployment"):
         for kind, name in _references(workload):
             claims |= {name} if kind == "PersistentVolumeClaim" else set()
             if kind == "ConfigMap" and not re.fullmatch(r"[a-z]+-[a-z0-9]{10}", name):
                 yield f"{name_of(workload)}: a change of {name} does not roll it"
-            if render.find(kind, name) is None and not (kind == "Secret" and name in SECRETS):
+            if render.find(kind, name) is None and not (kind == "Secret" and name in secrets):
                 yield f"{name_of(workload)}: there is no {kind}/{name}"
+    for route in render.of("GRPCRoute"):
+        for backend in route["spec"]["rules"][0]["backendRefs"]:
+            service = render.find("Service", backend["name"])
+            if service is None or backend["port"] not in [port["port"] for port in service["spec"]["ports"]]:
+                yield f"{name_of(route)}: leads nowhere"
     unused = {claim["metadata"]["name"] for claim in render.of("PersistentVolumeClaim")} - claims
     yield from (f"nothing uses the claim {name}" for name in sorted(unused))
 

@@ -3,8 +3,19 @@
 import re
 import tomllib
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
-from tests.deploy.manifests import ROOT, SETTINGS, Render, container_of, containers_of, labels_of, name_of, pod_of
+from tests.deploy.manifests import (
+    ROOT,
+    SETTINGS,
+    Render,
+    container_of,
+    containers_of,
+    labels_of,
+    mounted,
+    name_of,
+    pod_of,
+)
 from tests.deploy.network import edges, matches
 
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -63,9 +74,10 @@ def denies_by_default(render: Render) -> Iterator[str]:
 
 
 def has_the_edges_of_the_journey(render: Render) -> Iterator[str]:
-    """Clients reach the gateway, it the encoder and the decoder, these three Redis and DNS; nothing else is open."""
+    """Clients and a route's Gateway reach the gateway, it both models' servers, all of them Redis and DNS; no more."""
     store = "redis" if render.find("Deployment", "redis") else "private address"
     wanted = {("client", "gateway", "TCP", 50051)}
+    wanted |= {("router", "gateway", "TCP", 50051) for _ in render.of("GRPCRoute")}
     wanted |= {("gateway", name, "TCP", 50051) for name in ("encoder", "decoder")}
     wanted |= {(name, store, "TCP", 6379) for name in SETTINGS}
     pods = [workload["metadata"]["name"] for workload in render.of("Deployment")]
@@ -87,6 +99,57 @@ def keeps_the_secret(render: Render) -> Iterator[str]:
             yield f"{name_of(config)}: holds a secret"
 
 
+def closes_every_connection(render: Render) -> Iterator[str]:
+    """With mTLS nothing is in the clear but health; each end shows a certificate and asks for the other's."""
+    if not render.of("Certificate"):
+        return
+    for workload in render.servers:
+        name = workload["metadata"]["name"]
+        settings, own = render.settings(name), f"diptych-{name}-tls"
+        caller = "clients" if name == "gateway" else "services"
+        if settings.allow_insecure:
+            yield f"{name_of(workload)}: may listen in the clear"
+        wanted = {"tls_cert": (own, "tls.crt"), "tls_key": (own, "tls.key"), "tls_client_ca": _trusted(caller, own)}
+        if name == "gateway":
+            wanted["tls_ca"] = _trusted("services", own)
+        for field, place in wanted.items():
+            if mounted(workload, str(getattr(settings, field))) != place:
+                yield f"{name_of(workload)}: {field} is not {place}"
+        if render.get("Service", name)["spec"]["ports"][0]["appProtocol"] != "https":
+            yield f"{name_of(workload)}: its Service says that it is in the clear"
+
+
+def has_certificates_for_its_names(render: Render) -> Iterator[str]:
+    """Each server's certificate is of the services' authority, names what is called, and is renewed in time."""
+    for workload in render.servers if render.of("Certificate") else []:
+        name = workload["metadata"]["name"]
+        spec = render.get("Certificate", name)["spec"]
+        target = "dns:///gateway:50051" if name == "gateway" else getattr(render.settings("gateway"), name)
+        called = urlsplit(target).path.strip("/").rpartition(":")[0]
+        usages = {"digital signature", "server auth", *(["client auth"] if name == "gateway" else [])}
+        if called not in spec["dnsNames"]:
+            yield f"{name}: its certificate does not say {called}"
+        if set(spec["usages"]) != usages or spec["issuerRef"] != {"kind": "Issuer", "name": "services"}:
+            yield f"{name}: its certificate is for something else"
+    for certificate in render.of("Certificate"):
+        lasts, early = (int(certificate["spec"][key].removesuffix("h")) for key in ("duration", "renewBefore"))
+        if not lasts / 4 <= early < lasts:
+            yield f"{name_of(certificate)}: is renewed {early} h before its end"
+
+
+def keeps_signing_keys_from_pods(render: Render) -> Iterator[str]:
+    """No pod mounts the key of an authority, and the two authorities are two."""
+    signing = {issuer["spec"]["ca"]["secretName"] for issuer in render.of("Issuer") if "ca" in issuer["spec"]}
+    if render.of("Issuer") and len(signing) != 2:
+        yield "clients and services have one authority"
+    for workload in render.of("Deployment"):
+        for volume in pod_of(workload)["volumes"]:
+            secret = volume.get("secret", {})
+            keys = {item["key"] for item in secret.get("items", [{"key": "tls.key"}])}
+            if secret.get("secretName") in signing and "tls.key" in keys:
+                yield f"{name_of(workload)}: can sign as {secret['secretName']}"
+
+
 def pins_its_images(render: Render) -> Iterator[str]:
     """Images have tags that stand still; the project's own are of its version."""
     for workload in render.of("Deployment"):
@@ -96,3 +159,8 @@ def pins_its_images(render: Render) -> Iterator[str]:
                 yield f"{name_of(workload)}: {container['image']} may change"
             if name.removeprefix("diptych-") in SETTINGS and tag.removesuffix("-cuda") != VERSION:
                 yield f"{name_of(workload)}: {container['image']} is not of version {VERSION}"
+
+
+def _trusted(authority: str, own: str) -> tuple[str, str]:
+    """Where an authority's certificate is: the services' comes with each certificate that it has signed."""
+    return (own, "ca.crt") if authority == "services" else ("diptych-clients-authority", "tls.crt")
