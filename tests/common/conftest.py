@@ -57,7 +57,7 @@ def serving() -> Serving:
 @pytest.fixture
 def redis_server() -> Iterator[LocalRedis]:
     """A server of the test's own, so that it may be hurt."""
-    with LocalRedis(max_memory_bytes=64 << 20) as server:
+    with LocalRedis(max_memory_bytes=64 << 20, arguments=["--enable-debug-command", "local"]) as server:
         yield server
 
 

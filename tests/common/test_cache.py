@@ -1,19 +1,23 @@
 """The contract of the embedding cache, held by every backend."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+import functools
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
-from cli.local_redis import LocalRedis
 from services.common.cache import EmbeddingCache, open_cache
 from services.common.cache.base import ByteStore
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
+from services.common.cache_url import parse_cache_url
 from services.common.embedding import CachedManifest, Slice
 from services.common.keys import digest_of, tenant_key, upload_key
 from services.common.seal import Seal
+from tests.redis_servers import BACKENDS, Backend
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 TENANT = tenant_key(b"", "acme")
@@ -27,30 +31,43 @@ def embedding(num_rows: int = 6, seed: int = 0) -> Slice:
     return Slice(num_rows, 8, "float32", rows.data.cast("B"))
 
 
+# each kind of server, and both forms of values where the way to the server makes no difference to them
+KINDS = [("memory", False), ("memory", True), ("valkey", False), ("redis", True), ("unix", False), ("acl", True)]
+KINDS += [("tls", False), ("cluster", False), ("cluster", True), ("sentinel", True)]
+Find = Callable[[str], Backend]
+
+
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LocalRedis]]:
-    """One server on a port and one on a socket."""
-    socket = tmp_path_factory.mktemp("redis") / "s"
-    with LocalRedis() as on_port, LocalRedis(socket_path=socket) as on_socket:
-        yield {"redis": on_port, "unix": on_socket}
+def backend_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Find]:
+    """Servers of each kind, started when a test first asks for it."""
+    with ExitStack() as stack:
+        yield functools.cache(lambda kind: stack.enter_context(BACKENDS[kind](tmp_path_factory.mktemp(kind))))
 
 
-@pytest.fixture(params=["memory", "redis", "unix"])
-async def store(request: pytest.FixtureRequest, servers: dict[str, LocalRedis]) -> AsyncIterator[ByteStore]:
+@pytest.fixture(params=KINDS, ids=lambda pair: f"{pair[0]}{'-sealed' if pair[1] else ''}")
+def kind(request: pytest.FixtureRequest) -> tuple[str, bool]:
+    """A backend, and whether what it holds is sealed."""
+    chosen: tuple[str, bool] = request.param
+    return chosen
+
+
+@pytest.fixture
+async def store(kind: tuple[str, bool], backend_of: Find) -> AsyncIterator[ByteStore]:
     """An empty store of each kind."""
-    if request.param == "memory":
+    if kind[0] == "memory":
         yield MemoryStore(ttl_s=60, max_bytes=64 << 20)
         return
-    opened = RedisStore(servers[request.param].url, ttl_s=60, timeout_s=5)  # patient, on a busy machine
-    await opened._redis.flushall()
+    backend = backend_of(kind[0])
+    backend.empty()
+    opened = RedisStore(backend.url, ttl_s=60, timeout_s=5)  # patient, on a busy machine
     yield opened
     await opened.close()
 
 
-@pytest.fixture(params=[None, Seal([b"secret"])], ids=["plain", "sealed"])
-def cache(request: pytest.FixtureRequest, store: ByteStore) -> EmbeddingCache:
+@pytest.fixture
+def cache(kind: tuple[str, bool], store: ByteStore) -> EmbeddingCache:
     """The cache over it, as one tenant sees it."""
-    return EmbeddingCache(store, request.param).of("acme")
+    return EmbeddingCache(store, Seal([b"secret"]) if kind[1] else None).of("acme")
 
 
 async def test_what_is_put_is_got(cache: EmbeddingCache) -> None:
@@ -170,25 +187,30 @@ async def test_many_callers_at_once(cache: EmbeddingCache) -> None:
     assert await asyncio.gather(*(cache.get_slices([KEY]) for _ in range(300))) == [[embedding()]] * 300
 
 
-async def test_values_have_an_absolute_time_to_live(cache: EmbeddingCache, store: ByteStore) -> None:
+async def test_memory_has_an_absolute_time_to_live() -> None:
     """Reading does not prolong a value's life."""
-    if isinstance(store, MemoryStore):
-        now = 0.0
-        store._ttl_s, store._clock = 10, lambda: now
-        await cache.put_slices({KEY: embedding()})
-        now = 9.0
-        assert await cache.get_slices([KEY]) == [embedding()]
-        now = 10.0
-        assert await cache.get_slices([KEY]) == [None]
-    elif isinstance(store, RedisStore):
-        await cache.put_slices({KEY: embedding(LARGE_ROWS)})
-        names = [bytes(name).decode() async for name in store._redis.scan_iter("diptych:*")]
-        expires = [await store._redis.expiretime(name) for name in names]
-        await cache.get_slices([KEY])
-        assert [await store._redis.expiretime(name) for name in names] == expires
-        assert len(names) == 4
-        lives = [await store._redis.ttl(name) for name in names]
-        assert all(0 < life <= 60 for life in lives)
+    now = 0.0
+    cache = EmbeddingCache(MemoryStore(ttl_s=10, max_bytes=1 << 20, clock=lambda: now))
+    await cache.put_slices({KEY: embedding()})
+    now = 9.0
+    assert await cache.get_slices([KEY]) == [embedding()]
+    now = 10.0
+    assert await cache.get_slices([KEY]) == [None]
+
+
+@pytest.mark.parametrize("kind", ["valkey", "cluster"])
+async def test_a_server_keeps_the_time_to_live(backend_of: Find, kind: str) -> None:
+    """Every key, the chunks' too, expires when it was said to, however often it is read."""
+    backend = backend_of(kind)
+    backend.empty()
+    cache = open_cache(backend.url, ttl_s=60, timeout_s=5, max_bytes=0)
+    await cache.put_slices({KEY: embedding(LARGE_ROWS)})
+    expires = backend.expiries()
+    await cache.get_slices([KEY])
+    assert backend.expiries() == expires
+    assert len(expires) == 4
+    assert all(0 < at - time.time() <= 61 for at in expires.values())
+    await cache.close()
 
 
 async def test_memory_stays_within_its_bytes() -> None:
@@ -200,6 +222,38 @@ async def test_memory_stays_within_its_bytes() -> None:
     await store.put({"d": b"x" * 10})
     assert await store.contains(["a", "b", "c", "d"]) == [True, False, True, True]
     assert not await cache.put_slices({KEY: embedding()})
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "plain", "addresses"),
+    [
+        ("memory://", "memory", "memory://", ()),
+        ("rediss://u:p@host:1/2", "server", "rediss://u:p@host:1/2", ()),
+        ("redis+sentinel://u:p@a:1,b/name/3", "sentinel", "redis://u:p@a:1/3", (("a", 1), ("b", 26379))),
+        ("rediss+cluster://[::1],b:2?ssl_ca_certs=x", "cluster", "rediss://[::1]:6379?ssl_ca_certs=x", None),
+    ],
+)
+def test_what_a_url_says(url: str, kind: str, plain: str, addresses: tuple[tuple[str, int], ...] | None) -> None:
+    """Kind, credentials, options and each address."""
+    parsed = parse_cache_url(url)
+    assert (parsed.kind, parsed.plain) == (kind, plain)
+    assert parsed.addresses == ((("::1", 6379), ("b", 2)) if addresses is None else addresses)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://host",
+        "redis+sentinel://a:b/s",
+        "redis+cluster://a/1",
+        "redis+cluster://a,",
+        "redis+sentinel://a/s/x",
+    ],
+)
+def test_half_a_url_is_refused(url: str) -> None:
+    """What a URL leaves out or gets wrong is an error at the start."""
+    with pytest.raises(ValueError, match=r"host:port|database|service"):
+        parse_cache_url(url)
 
 
 @pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])

@@ -1,11 +1,11 @@
 """The cache that a URL names."""
 
 from collections.abc import Sequence
-from urllib.parse import urlsplit
 
 from services.common.cache.base import EmbeddingCache
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
+from services.common.cache_url import parse_cache_url
 from services.common.seal import Seal
 from services.common.settings import CommonSettings
 
@@ -24,16 +24,12 @@ def configured_cache(settings: CommonSettings) -> EmbeddingCache:
 def open_cache(
     url: str, *, ttl_s: int, max_bytes: int, timeout_s: float = REPLY_TIMEOUT_S, secrets: Sequence[bytes] = ()
 ) -> EmbeddingCache:
-    """redis://, rediss:// and unix:// share values among processes; memory:// holds `max_bytes` in this one.
+    """The cache at a URL of cache_url.py's forms: all but memory:// share values among processes.
 
     What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
-    process is not. Nothing is connected yet: a server that is down is a cache that misses. ValueError for another
-    scheme.
+    process is not, and is at most `max_bytes`. Nothing is connected yet: a server that is down is a cache that misses.
+    ValueError for another URL.
     """
-    match urlsplit(url).scheme:
-        case "memory":
-            return EmbeddingCache(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes))
-        case "redis" | "rediss" | "unix":
-            return EmbeddingCache(RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s), Seal(secrets) if secrets else None)
-        case scheme:
-            raise ValueError(f"a cache URL starts with redis://, rediss://, unix:// or memory://, not {scheme}://")
+    if parse_cache_url(url).kind == "memory":
+        return EmbeddingCache(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes))
+    return EmbeddingCache(RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s), Seal(secrets) if secrets else None)
