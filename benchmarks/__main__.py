@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import serve
+from benchmarks import reuse, serve, storm
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
 from benchmarks.figures import CONTEXT, Figure, Result, heard, ratio_of, write_results
 from benchmarks.limits import Limits, encode_work, measure_limits, prefill_work, step_work
@@ -67,6 +67,7 @@ def main() -> None:
         results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
     if not arguments.without_services:
         console.print("services")
+        results += measure_sharing(arguments.checkpoints / "small-vision", quick=arguments.quick)
         results += serve.measure_services(str(DEMO), num_repeats=2 if arguments.quick else 5)
     console.print(results_table(results))
     write_results(ROOT / "benchmarks" / "results.json", results)
@@ -102,6 +103,19 @@ def measure_encoder(name: str, folder: Path, limits: Limits, *, quick: bool) -> 
             share = limits.share(encode_work(shape, int(side[1])), figure.value / 1000) if side else None
             results += _compared(f"{name} tower {precision}: {figure.name}", figure, peers, share)
     return results
+
+
+def measure_sharing(tower: Path, *, quick: bool) -> list[Result]:
+    """What services give that one process does not: streams beside a storm of pictures, and clips that overlap."""
+    checkpoint = ensure_checkpoint(tower, SHAPES["small"].for_vision())
+    clips = reuse.measure_reuse(checkpoint, num_repeats=1 if quick else 3)
+    if len(os.sched_getaffinity(0)) < 2:
+        return clips  # a storm needs a core of its own
+    theirs = Runner("transformers fp32", "benchmarks.peers.storm_in_transformers").run(DEMO, quick=quick)
+    ours = storm.measure_storm(str(DEMO))
+    peers = {"transformers fp32": [*theirs, storm.slowdown(theirs)]}
+    figures = (*ours, storm.slowdown(ours))
+    return clips + [line for figure in figures for line in _compared(figure.name, figure, peers, None)]
 
 
 def _peers() -> list[Runner]:

@@ -68,6 +68,8 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
         vllm="" if any(result.peer == "vLLM fp32" for result in results) else "vLLM was not part of this run.",
         limits=_markdown([result for result in results if ": " not in result.name]),
         towers=_markdown([result for result in results if " tower " in result.name]),
+        storm=_markdown([result for result in results if result.name.startswith("storm: ")]),
+        clips=_markdown([result for result in results if result.name.startswith("clips: ")]),
         agreement=_markdown([result for result in results if result.name.startswith("demo ")]),
         shapes="\n\n".join(_section(shape, results) for shape in shapes),
         services=_markdown([result for result in results if result.name.startswith("services: ")]),
