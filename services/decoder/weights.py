@@ -6,6 +6,7 @@ from safetensors import safe_open
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
 from services.common.linear import Linear, Quantization, make_linear
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
+from services.decoder.unpack import PARTS, unpack
 
 ACTIVATIONS = {"silu", "swish"}
 
@@ -29,14 +30,16 @@ class _TensorReader:
         files = checkpoint.tensor_files(("language.", "lm_head."))
         self._places = {canonical_name(name): (name, file) for name, file in files.items()}
         self._path, self._dtype, self._device = checkpoint.path, dtype, device
+        self._packing = checkpoint.packing
         self._quantization: Quantization = quantization
 
-    def __contains__(self, name: str) -> bool:
-        return name in self._places
+    def has_linear(self, name: str) -> bool:
+        """Whether a layer's weight is stored, packed or not."""
+        return f"{name}.weight" in self._places or self._is_packed(name)
 
     def linear(self, names: list[str], num_columns: int, *, has_bias: bool = False) -> Linear:
         """One linear layer out of several with the same input, stacked."""
-        weight = self.stacked([f"{name}.weight" for name in names], (num_columns,))
+        weight = self._stack(names, [self._weight(name) for name in names], (num_columns,))
         bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
         return make_linear(weight, bias, self._quantization)
 
@@ -46,7 +49,9 @@ class _TensorReader:
 
     def stacked(self, names: list[str], row_shape: tuple[int, ...]) -> torch.Tensor:
         """Tensors one below the other, in the model's dtype. Their rows must have `row_shape`."""
-        parts = [self.stored(name) for name in names]
+        return self._stack(names, [self.stored(name) for name in names], row_shape)
+
+    def _stack(self, names: list[str], parts: list[torch.Tensor], row_shape: tuple[int, ...]) -> torch.Tensor:
         for name, part in zip(names, parts, strict=True):
             if part.shape[1:] != row_shape:
                 raise CheckpointError(f"{self._path}: {name} has the unexpected shape {tuple(part.shape)}")
@@ -54,6 +59,19 @@ class _TensorReader:
         stacked = torch.empty(shape, dtype=self._dtype, device=self._device)
         torch._foreach_copy_(list(torch.split(stacked, [len(part) for part in parts])), parts)
         return stacked
+
+    def _weight(self, name: str) -> torch.Tensor:
+        """A layer's weight [out, in]."""
+        if self._packing is None or not self._is_packed(name):
+            return self.stored(f"{name}.weight")
+        parts = {part: self.stored(f"{name}.{part}") for part in PARTS if f"{name}.{part}" in self._places}
+        try:
+            return unpack(parts, self._packing)
+        except (KeyError, RuntimeError, IndexError) as error:
+            raise CheckpointError(f"{self._path}: {name} cannot be unpacked: {error}") from error
+
+    def _is_packed(self, name: str) -> bool:
+        return f"{name}.qweight" in self._places
 
     def stored(self, name: str) -> torch.Tensor:
         """A tensor as it is stored."""
@@ -77,7 +95,7 @@ def _read_weights(reader: _TensorReader, checkpoint: Checkpoint) -> ModelWeights
     embedding = reader.embedding(f"{name}.weight", config.hidden_size)
     if len(embedding) != config.vocab_size:
         raise CheckpointError(f"{checkpoint.path}: {len(embedding)} embeddings for {config.vocab_size} tokens")
-    tied = config.tie_word_embeddings or "lm_head.weight" not in reader
+    tied = config.tie_word_embeddings or not reader.has_linear("lm_head")
     return ModelWeights(
         embedding=embedding,
         layers=tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers)),

@@ -118,11 +118,22 @@ def test_end_ids_without_a_generation_config(folder: Path) -> None:
     assert Checkpoint.open(str(folder)).generation.eos_token_ids == (11,)
 
 
+def quantized(method: str, **fields: Any) -> dict[str, Any]:
+    """A config.json that tells of packed weights."""
+    return {"quantization_config": {"quant_method": method, **fields}}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "qwen2_5_vl"}, r"config.json: model_type is 'qwen2_5_vl'"),
-        ({"quantization_config": {"quant_method": "awq"}}, r"config.json: quantization_config \(awq\)"),
+        (quantized("bitsandbytes"), r"config.json: quantization_config.quant_method is 'bitsandbytes'"),
+        (quantized("awq", version="gemv"), r"config.json: quantization_config.version is 'gemv'"),
+        (quantized("awq", zero_point=False), r"config.json: quantization_config.zero_point is false"),
+        (quantized("awq", bits=8), r"config.json: quantization_config.bits is 8; 4 is supported"),
+        (quantized("gptq", bits=3), r"config.json: quantization_config.bits is 3; 4 or 8 is supported"),
+        (quantized("gptq", checkpoint_format="marlin"), r"config.json: quantization_config.checkpoint_format"),
+        (quantized("gptq", dynamic={"-:x": {}}), r"config.json: quantization_config.dynamic"),
         ({"use_sliding_window": True}, r"config.json: use_sliding_window"),
         ({"hidden_size": "64"}, r"config.json: hidden_size"),
         ({"vocab_size": None}, r"config.json: vocab_size is missing"),

@@ -9,6 +9,7 @@ from services.common.checkpoint.checkpoint import Checkpoint
 from services.common.checkpoint.config import SpecialTokens, TextConfig, VisionConfig
 from services.common.checkpoint.files import CheckpointError
 from services.common.checkpoint.generation import GenerationDefaults
+from services.common.checkpoint.packing import Packing
 from services.common.checkpoint.preprocessor import ImageLimits, Preprocessor
 from services.common.checkpoint.tensors import canonical_name
 
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "GenerationDefaults",
     "ImageLimits",
+    "Packing",
     "Preprocessor",
     "SpecialTokens",
     "TextConfig",

@@ -7,6 +7,7 @@ from pathlib import Path
 from services.common.checkpoint import config as configs
 from services.common.checkpoint.files import CheckpointError, read_json, resolve
 from services.common.checkpoint.generation import GenerationDefaults, read_generation
+from services.common.checkpoint.packing import Packing, read_packing
 from services.common.checkpoint.preprocessor import Preprocessor, read_preprocessor
 from services.common.checkpoint.tensors import DTYPES, Tensor, canonical_name, digest_of_tensors, read_tensors
 
@@ -18,6 +19,7 @@ class Checkpoint:
         self.path, self.name = path, name
         self._config = read_json(path / "config.json")
         configs.check_supported(self._config)
+        self.packing: Packing | None = read_packing(self._config)
         self.vision = configs.read_vision(self._config)
         self.text = configs.read_text(self._config)
         configs.check_agreement(self._config, self.vision, self.text)

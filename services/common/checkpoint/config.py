@@ -53,12 +53,9 @@ class SpecialTokens:
 
 
 def check_supported(config: Section) -> None:
-    """Refuse what this project cannot run: another architecture, or quantised weights."""
+    """Refuse what this project cannot run: another architecture."""
     if config.text("model_type") != MODEL_TYPE:
         raise config.error("model_type", f"is {config.raw('model_type')!r}; only {MODEL_TYPE!r} is supported")
-    if "quantization_config" in config:
-        method = config.section("quantization_config").raw("quant_method")
-        raise config.error("quantization_config", f"({method}) is not supported; use the unquantised checkpoint")
 
 
 def text_section(config: Section) -> Section:
