@@ -15,6 +15,7 @@ from .caller import Caller
 from .encoding import MISS, PARTIAL, EncodeJob, Encoding, Write
 from .reach.kinds import Decoder, DecoderPool, DecoderStub
 from .reach.retries import Retries
+from .resume import Progress
 
 Request = decoder_service_pb2.GenerateRequest
 Response = decoder_service_pb2.GenerateResponse
@@ -37,6 +38,7 @@ class DecodeJob:
     encode_s: float = 0.0
     begun: decoder_service_pb2.GenerateBegun = field(default_factory=decoder_service_pb2.GenerateBegun)
     media_cache: list[content_pb2.CacheResult] = field(init=False)
+    progress: Progress = field(init=False)
 
     @property
     def inline(self) -> bool:
@@ -44,6 +46,8 @@ class DecodeJob:
         return self.decoder.cache != "redis" or self.prompt.no_store
 
     def __post_init__(self) -> None:
+        generation = self.prompt.generation
+        self.progress = Progress(generation.num_choices, resume=generation.resume)
         self.media_cache = [content_pb2.CACHE_RESULT_UNSPECIFIED] * len(self.media)
 
 
@@ -57,21 +61,23 @@ class Decoding:
     async def generate(self, job: DecodeJob) -> AsyncGenerator[Response]:
         """Token events, then `finished` once and last. Closing the iterator cancels decoder and encoder.
 
-        When a decoder is lost before its first word, another one is asked, within the budget.
+        When a decoder is lost before its first token, another one is asked, within the budget; later only to resume.
         """
-        retries, tried = Retries(self._decoders.budget), None
+        retries, tried, progress = Retries(self._decoders.budget), None, job.progress
         while True:
-            picking = self._decoders.pick(job.prefix, job.decoder, avoid=tried)
-            tried, heard = await job.caller.deadline.bound(picking), False
+            picking = self._decoders.pick(job.prefix, job.decoder, avoid=tried, patience_s=progress.patience_s)
+            tried = await job.caller.deadline.bound(picking)
             try:
                 with tried.call() as stub:
                     async with aclosing(self._try_generate(job, stub)) as responses:
                         async for response in responses:
-                            heard = True
+                            progress.note(response)
                             yield response
                 return
             except ServiceUnavailable as error:
-                if error.service != "decoder" or heard or not retries.take():
+                if error.service != "decoder":
+                    raise
+                if not (await progress.may_resume() if progress.has_begun else retries.take()):
                     raise
 
     async def _try_generate(self, job: DecodeJob, stub: DecoderStub) -> AsyncGenerator[Response]:
@@ -81,14 +87,14 @@ class Decoding:
         responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there
         try:
             with suppress(CallOverError):
-                await writer.write(Request(prompt=job.prompt))
+                await writer.write(Request(prompt=job.progress.continued(job.prompt)))
                 feed.start_all()
             while (response := await feed.first_of(anext(responses, None))) is not None:
                 if response.WhichOneof("event") == "missing":
                     feed.start(response.missing.media_index, inline=True)
                     continue
                 if response.WhichOneof("event") == "begun":
-                    job.begun = response.begun
+                    job.begun = job.begun if job.progress.has_begun else response.begun
                     continue
                 await feed.stop()  # tokens show that the decoder has all it needs
                 yield response

@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from time import monotonic
 from typing import Generic
 
 import grpc
@@ -64,15 +65,18 @@ class Pool(Generic[StubT, InfoT]):
         return found
 
     async def pick(
-        self, key: bytes, info: InfoT, *, avoid: Endpoint[StubT, InfoT] | None = None
+        self, key: bytes, info: InfoT, *, avoid: Endpoint[StubT, InfoT] | None = None, patience_s: float = 0.0
     ) -> Endpoint[StubT, InfoT]:
         """The endpoint for `key` among those that run exactly `info`; not `avoid` if there is another.
 
-        Raises ServiceUnavailable when there is none.
+        Raises ServiceUnavailable when there is none within `patience_s`.
         """
-        candidates = [endpoint for endpoint in await self.settled() if endpoint.info == info]
-        if not candidates:
-            raise ServiceUnavailable(self.kind.name)
+        end = monotonic() + patience_s
+        while not (candidates := [endpoint for endpoint in await self.settled() if endpoint.info == info]):
+            if (left := end - monotonic()) <= 0:
+                raise ServiceUnavailable(self.kind.name)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.changed(), left)
         return choose(key, candidates, avoid=avoid)
 
     async def changed(self) -> None:

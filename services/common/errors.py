@@ -180,8 +180,8 @@ def to_status(error: BaseException) -> status_pb2.Status:
 def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> DiptychError:
     """The domain error behind a failed call to `service`. Code, reason, metadata and violations survive.
 
-    A status without our ErrorInfo was made by gRPC itself: UNAVAILABLE and DEADLINE_EXCEEDED mean what they say, any
-    other is a fault between the services and becomes INTERNAL.
+    A status without our ErrorInfo was made by gRPC itself: UNAVAILABLE and DEADLINE_EXCEEDED mean what they say,
+    CANCELLED that the service has stopped, and any other is a fault between the services and becomes INTERNAL.
     """
     status = rpc_status.from_call(error)
     info = _detail(status, details.ErrorInfo) if status is not None else None
@@ -191,7 +191,7 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> DiptychError:
 
 
 def _from_bare_code(code: grpc.StatusCode, service: str) -> DiptychError:
-    if code is grpc.StatusCode.UNAVAILABLE:
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
         return ServiceUnavailable(service)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(metadata={"service": service})

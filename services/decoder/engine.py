@@ -141,18 +141,21 @@ class Engine:
 
     def _extend(self, sequence: Sequence, token_id: int, logprob: Logprob | None) -> None:
         """Add a token to an answer, or end it there."""
-        params, matcher = sequence.request.params, sequence.matcher
         sequence.has_sampled = True
-        if matcher is not None:
-            matcher.accept(token_id)
-        if token_id in params.stop_ids:
+        if sequence.matcher is not None:
+            sequence.matcher.accept(token_id)
+        if token_id in sequence.request.params.stop_ids:
             self._end(sequence, FinishReason.STOP, token_id)
             return
         sequence.append(token_id)
         sequence.request.on_event(Token(sequence.index, token_id, logprob))
-        if matcher is not None and matcher.is_complete:
+        self._end_if_complete(sequence)
+
+    def _end_if_complete(self, sequence: Sequence) -> None:
+        """End an answer to which nothing may be added."""
+        if sequence.matcher is not None and sequence.matcher.is_complete:
             self._end(sequence, FinishReason.STOP)
-        elif sequence.num_output_tokens >= params.max_tokens:
+        elif sequence.num_output_tokens >= sequence.request.params.max_tokens:
             self._end(sequence, FinishReason.LENGTH)
 
     def _end(self, sequence: Sequence, reason: FinishReason, stop_token_id: int | None = None) -> None:
@@ -162,7 +165,7 @@ class Engine:
         self._scheduler.remove([sequence])
         request.on_event(sequence.ended)
         if request.is_finished:
-            self._requests.discard(request)
+            self._forget(request)
             request.on_event(Finished())
 
     def _give_up(self, requests: set[Request], error: Exception) -> None:
@@ -175,6 +178,9 @@ class Engine:
     def _add(self, request: Request) -> None:
         self._requests.add(request)
         self._scheduler.add(request)
+        for sequence in request.sequences:
+            if sequence.num_output_tokens:  # taken up from another decoder, which may have been lost at the very end
+                self._end_if_complete(sequence)
 
     def _drop(self, request: Request) -> None:
         self._scheduler.remove(request.sequences)
@@ -193,7 +199,9 @@ class Engine:
                 request.has_begun = True
                 with self._changed:
                     self._queued.pop(request, None)
-                request.on_event(Begun(chunk.start, (self._clock() - request.arrived) * 1000))
+                request.on_event(
+                    Begun(min(chunk.start, len(request.token_ids)), (self._clock() - request.arrived) * 1000)
+                )
 
     def _retry_after_s(self, num_tokens: int) -> float:
         return min(max(num_tokens / max(self._scheduler.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)

@@ -66,6 +66,11 @@ class Matcher:
         if not self._matcher.consume_token(token_id):
             raise GrammarError(self._matcher.get_error())
 
+    def accept_all(self, token_ids: list[int]) -> None:
+        """Go on with several. Raises GrammarError as `accept` does."""
+        for token_id in token_ids:
+            self.accept(token_id)
+
     @property
     def is_complete(self) -> bool:
         """Whether nothing can follow any more."""

@@ -140,6 +140,7 @@ class Request:
     on_event: Callable[[Event], None]
     priority: int = 0  # 0 to MAX_PRIORITY (waiting.py); higher first
     matchers: "list[Matcher]" = field(default_factory=list)  # one a choice, or none
+    resumed: list[list[int]] = field(default_factory=list)  # the answer so far, one list a choice; or none
     no_store: bool = False
     arrived: float = 0.0
     has_begun: bool = False
@@ -147,6 +148,8 @@ class Request:
 
     def __post_init__(self) -> None:
         self.sequences = [Sequence(self, index) for index in range(self.params.num_choices)]
+        for sequence, token_ids in zip(self.sequences, self.resumed, strict=False):
+            sequence.take_up(token_ids)
 
     @property
     def max_tokens(self) -> int:
@@ -212,7 +215,14 @@ class Sequence:
     def waits_for_leader(self) -> bool:
         """Whether the first choice has yet to compute the prompt that this one will share."""
         leader = self.request.sequences[0]
-        return self is not leader and not leader.has_sampled
+        return self is not leader and not leader.has_sampled and leader.ended is None
+
+    def take_up(self, token_ids: list[int]) -> None:
+        """Begin with an answer that another decoder has given so far."""
+        self.token_ids += token_ids
+        if self.counts is not None:
+            for token_id in token_ids:
+                self.counts.add(token_id)
 
     def append(self, token_id: int) -> None:
         """Add a token to the answer."""

@@ -118,17 +118,28 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             return []
         field = f"prompt.generation.{checked.grammar.kind.value}"
         try:
-            return await asyncio.wait_for(
+            matchers = await asyncio.wait_for(
                 self._compile(checked.grammar, checked.params.num_choices), self._facts.grammar_timeout_s
             )
         except GrammarError as error:
             raise refused(field, f"does not compile: {error}", "INVALID_GRAMMAR") from error
         except TimeoutError as error:
             raise refused(field, "takes too long to compile", "TOO_COMPLEX") from error
+        await self._advance(matchers, checked.resumed)
+        return matchers
 
     async def _compile(self, source: GrammarSource, count: int) -> list[Matcher]:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._compilers, self._grammars.compile, source, count)
+
+    async def _advance(self, matchers: list[Matcher], resumed: list[list[int]]) -> None:
+        """Bring each choice's matcher to where its answer stopped elsewhere."""
+        loop = asyncio.get_running_loop()
+        for index, (matcher, token_ids) in enumerate(zip(matchers, resumed, strict=False)):
+            try:
+                await loop.run_in_executor(self._compilers, matcher.accept_all, token_ids)
+            except GrammarError as error:
+                raise refused(f"prompt.resumed[{index}].token_ids", "do not fit the grammar", "CONFLICT") from error
 
     def _request(
         self,
@@ -155,6 +166,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             on_event=stream.push,
             priority=checked.priority,
             matchers=matchers,
+            resumed=checked.resumed,
             no_store=prompt.no_store,
         )
 

@@ -46,6 +46,7 @@ class CheckedPrompt:
     params: SamplingParams
     priority: int
     grammar: GrammarSource | None
+    resumed: list[list[int]]
 
 
 def check_prompt(prompt: decoder_service_pb2.Prompt, rules: Rules, random_seed: int) -> CheckedPrompt:
@@ -59,12 +60,13 @@ def check_prompt(prompt: decoder_service_pb2.Prompt, rules: Rules, random_seed: 
     params = _read_params(prompt.generation, len(token_ids), rules, random_seed, problems)
     priority = _Numbers(prompt.generation, problems).whole("priority", 0, 0, MAX_PRIORITY)
     grammar = _read_grammar(prompt.generation, problems)
+    resumed = _read_resumed(prompt, params, rules, problems)
     problems.raise_any()
     if len(token_ids) + max(params.max_tokens, 1) > rules.max_context_tokens:
         most = rules.max_context_tokens - max(params.max_tokens, 1)
         raise PromptTooLong(len(token_ids), max(most, 0), field="prompt.token_ids")
-    media_keys = [item.media_key for item in prompt.media]
-    return CheckedPrompt(token_ids.tolist(), spans, media_keys, params, priority, grammar)
+    keys = [item.media_key for item in prompt.media]
+    return CheckedPrompt(token_ids.tolist(), spans, keys, params, priority, grammar, resumed)
 
 
 class _Problems:
@@ -227,3 +229,23 @@ def _read_grammar(generation: generation_pb2.Generation, problems: _Problems) ->
         source = GrammarSource(GrammarKind(name), getattr(generation, name))
     problems.unless(len(source.text.encode()) <= MAX_GRAMMAR_BYTES, field, f"at most {MAX_GRAMMAR_BYTES} bytes fit")
     return source
+
+
+def _read_resumed(
+    prompt: decoder_service_pb2.Prompt, params: SamplingParams, rules: Rules, problems: _Problems
+) -> list[list[int]]:
+    """What other decoders have answered so far: tokens that an answer may have, by draws that can be repeated."""
+    if not prompt.resumed:
+        return []
+    problems.unless(
+        len(prompt.resumed) == params.num_choices, "prompt.resumed", "must be one a choice", "SIZE_MISMATCH"
+    )
+    repeatable = params.is_greedy or prompt.generation.HasField("seed")
+    problems.unless(repeatable, "prompt.generation.seed", "is needed to resume a sampled answer", "REQUIRED")
+    never = {rules.image_token_id, rules.video_token_id, *params.stop_ids}
+    for index, choice in enumerate(prompt.resumed):
+        field = f"prompt.resumed[{index}].token_ids"
+        problems.unless(len(choice.token_ids) <= params.max_tokens, field, f"at most {params.max_tokens} fit")
+        possible = all(token < rules.vocab_size and token not in never for token in choice.token_ids)
+        problems.unless(possible, field, "has ids that no answer has")
+    return [list(choice.token_ids) for choice in prompt.resumed]

@@ -83,6 +83,7 @@ def test_many_violations_fit_in_trailers() -> None:
     ("code", "expected"),
     [
         (grpc.StatusCode.UNAVAILABLE, errors.ServiceUnavailable),
+        (grpc.StatusCode.CANCELLED, errors.ServiceUnavailable),
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.DeadlineExceeded),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, DiptychError),
         (grpc.StatusCode.UNKNOWN, DiptychError),
