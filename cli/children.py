@@ -10,6 +10,7 @@ from typing import Any
 
 from cli.attached import attached
 from services.common.server import READY_FILE_VARIABLE
+from services.common.telemetry.process import METRICS_EVENT
 
 NUM_TAIL_LINES = 15
 
@@ -40,6 +41,12 @@ class Child:
     def address(self) -> str | None:
         """Where it listens; None until it does."""
         return self.ready_file.read_text().strip() if self.ready_file.exists() else None
+
+    @property
+    def metrics_address(self) -> str | None:
+        """Where its metrics are; None until they are served."""
+        served = (event for event in self.events() if event.get("event") == METRICS_EVENT)
+        return next((str(event["address"]) for event in served), None)
 
     @property
     def exit_code(self) -> int | None:

@@ -16,6 +16,7 @@ DRAIN_ORDER = ("gateway", "decoder", "encoder")
 DRAIN_TIMEOUT_S = 35.0  # a service gives its calls 30 s
 START_TIMEOUT_S = 600.0  # a large checkpoint on a slow disk
 POLL_S = 0.05
+ANYWHERE = "127.0.0.1:0"
 
 
 class ChildDied(Exception):  # noqa: N818 (an event, told as it happened)
@@ -77,11 +78,11 @@ class Stack:
             "DIPTYCH_CACHE_URL": cache_url,
             "DIPTYCH_DTYPE": self.options.dtype,
             "DIPTYCH_DEVICE": self.options.device,
+            "DIPTYCH_METRICS_LISTEN": ANYWHERE,
             **self.options.environment,
         }
-        anywhere = "127.0.0.1:0"
         for name in ("encoder", "decoder"):
-            listen = {f"DIPTYCH_{name.upper()}_LISTEN": anywhere}
+            listen = {f"DIPTYCH_{name.upper()}_LISTEN": ANYWHERE}
             self.children[name] = Child(name, f"services.{name}", {**common, **listen}, folder)
         addresses = {f"DIPTYCH_GATEWAY_{name.upper()}": self._wait(name, on_wait) for name in ("encoder", "decoder")}
         listen = {"DIPTYCH_GATEWAY_LISTEN": self.options.listen}

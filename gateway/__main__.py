@@ -10,6 +10,7 @@ from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
+from services.common.telemetry.process import open_telemetry
 
 from .caller import guards_of
 from .reach.kinds import open_pools
@@ -36,10 +37,11 @@ def main() -> None:
 
 async def run(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
-    guards = guards_of(settings)
+    telemetry = open_telemetry("gateway")
+    guards = [telemetry.interceptor(), *guards_of(settings)]
     checkpoint = Checkpoint.open(settings.model)
-    async with open_pools(settings) as pools:
-        rooms = Rooms(settings, checkpoint, pools)
+    async with telemetry.served(settings.metrics_listen, settings), open_pools(settings) as pools:
+        rooms = Rooms(settings, checkpoint, pools, telemetry)
         stop = install_stop_signals(asyncio.get_running_loop())
 
         def register(server: grpc.aio.Server) -> None:

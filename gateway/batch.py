@@ -10,7 +10,8 @@ from diptych.v1 import chat_service_pb2 as pb
 from services.common.errors import DiptychError, to_status
 
 from .caller import Caller
-from .pipeline import Event, Pipeline
+from .pipeline import Pipeline
+from .telemetry import Event
 
 _QUEUE_LENGTH = 64
 

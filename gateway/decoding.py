@@ -10,6 +10,7 @@ import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2
 
 from services.common.errors import ServiceUnavailable
+from services.common.telemetry.spans import trace_metadata, traced
 
 from .caller import Caller
 from .encoding import MISS, PARTIAL, EncodeJob, Encoding, Write
@@ -80,8 +81,9 @@ class Decoding:
                 if not (await progress.may_resume() if progress.has_begun else retries.take()):
                     raise
 
+    @traced("generate")
     async def _try_generate(self, job: DecodeJob, stub: DecoderStub) -> AsyncGenerator[Response]:
-        call = stub.Generate(timeout=job.caller.deadline.remaining())
+        call = stub.Generate(timeout=job.caller.deadline.remaining(), metadata=trace_metadata())
         writer = _Writer(call)
         feed = _Feed(job, self._encoding, writer.write)
         responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there

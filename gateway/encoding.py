@@ -11,6 +11,7 @@ from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_
 from services.common.cache.base import EmbeddingCache
 from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES
 from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation
+from services.common.telemetry.spans import trace_metadata, traced
 
 from .caller import Caller
 from .media import MediaItem
@@ -49,6 +50,7 @@ class Encoding:
         self._cache = cache
         self._flights = _Flights()
 
+    @traced("cache")
     async def find(self, item: MediaItem, media_key: bytes, width: int, tenant: str) -> list[bytes] | None:
         """The slice keys of an item of which the shared cache has everything."""
         if not self._cache.shared:
@@ -94,13 +96,16 @@ class Encoding:
                 if not retries.take():
                     raise
 
+    @traced("call encoder")
     async def _try_encode(self, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool) -> None:
         job, write = rows.job, rows.write
         turn = nullcontext(False) if job.no_store else self._flights.of(job.media_key)
         async with turn as waited:
             if waited and not inline and await self._send_reference(job, write, note):
                 return
-            call = stub.Encode(_requests(job, inline=inline), timeout=job.caller.deadline.remaining())
+            call = stub.Encode(
+                _requests(job, inline=inline), timeout=job.caller.deadline.remaining(), metadata=trace_metadata()
+            )
             try:
                 manifest = await _manifest(call, job)
             except BaseException:

@@ -15,6 +15,7 @@ from services.common.media.errors import MediaError, MediaRuleError
 from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, plan_frames, plan_image, plan_video
 from services.common.media.probe import probe_image, probe_video
 from services.common.media.rules import DEFAULT_MAX_FRAMES
+from services.common.telemetry.spans import traced
 
 from .media_store import MediaStore
 from .settings import Limits, MediaDefaults
@@ -81,6 +82,7 @@ class MediaLoader:
         self._limits = limits
         self._defaults = defaults
 
+    @traced("fetch")
     async def load(self, conversation: content_pb2.Conversation, tenant: str) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
         budget = _Budget(tenant, self._limits.max_request_media_bytes)

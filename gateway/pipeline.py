@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
-from diptych.v1 import chat_service_pb2, content_pb2, generation_pb2
+from diptych.v1 import content_pb2, generation_pb2
 
 from services.common.errors import PromptTooLong
 
@@ -18,10 +18,9 @@ from .media import MediaItem
 from .prompt import Prompt
 from .rooms import Rooms
 from .stopwatch import Stopwatch
+from .telemetry import Event, observed
 from .turns import turns_of
 from .validation import require_valid
-
-Event = chat_service_pb2.Started | chat_service_pb2.TextDelta | chat_service_pb2.Finished
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +51,15 @@ class Pipeline:
         prefix = prefix_key(conversation, items, caller.tenant)
         return Prepared(items, prompt, prefix, conversation.no_store)
 
-    async def run(
+    def run(
         self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
     ) -> AsyncGenerator[Event]:
         """`Started`, deltas, `Finished` last and once. Raises DiptychError; closing it cancels the work behind it."""
+        return observed(self._run(conversation, asked, caller), self._rooms.metrics, caller.request_id)
+
+    async def _run(
+        self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
+    ) -> AsyncGenerator[Event]:
         rooms, watch = self._rooms, Stopwatch()
         prepared = await self.prepare(conversation, asked, caller)
         watch.lap("media_ms")

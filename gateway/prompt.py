@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from services.common.errors import InvalidRequest, Violation
+from services.common.telemetry.spans import traced
 
 from .template import ChatTemplate, MediaSlot, TemplateRefusalError, Turn
 from .tokenization import TextTokenizer
@@ -35,6 +36,7 @@ class PromptBuilder:
         self._pad_ids = {"image": image_pad_id, "video": video_pad_id}
         self._first_characters = sorted({token[0] for token in tokenizer.control_tokens})
 
+    @traced("template")
     def build(self, turns: Sequence[Turn], *, add_vision_id: bool = False) -> Prompt:
         """Raises InvalidRequest when the template does not take the conversation. Runs for long on long texts."""
         if add_vision_id and not self.template.numbers_media:

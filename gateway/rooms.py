@@ -11,6 +11,8 @@ from services.common import keys
 from services.common.cache import EmbeddingCache, configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import DiptychError, InvalidRequest, Violation
+from services.common.telemetry.metrics import CacheMetrics
+from services.common.telemetry.process import Telemetry
 
 from .caller import Caller
 from .capabilities import Capabilities, profile_of
@@ -25,6 +27,7 @@ from .reach.kinds import Decoder, Encoder, Pools
 from .reports import Reports
 from .settings import GatewaySettings
 from .sources import SourceRules, Sources
+from .telemetry import GatewayMetrics
 from .template import ChatTemplate, Spelling
 from .tokenization import TextTokenizer
 
@@ -32,16 +35,21 @@ from .tokenization import TextTokenizer
 class Rooms:
     """One part for each step of the journey, and the few facts that they share."""
 
-    def __init__(self, settings: GatewaySettings, checkpoint: Checkpoint, pools: Pools) -> None:
+    def __init__(self, settings: GatewaySettings, checkpoint: Checkpoint, pools: Pools, telemetry: Telemetry) -> None:
+        self.metrics = GatewayMetrics(telemetry.registry)
         self.limits = settings
         self.vocab_size = checkpoint.text.vocab_size
         self.merge_size = checkpoint.preprocessor.merge_size
         self.prompts = open_prompts(checkpoint)
-        self.cache = configured_cache(settings)
+        self.cache = configured_cache(settings, telemetry.cache)
         self._secret = settings.cache_secret.get_secret_value().encode()
-        self.store = MediaStore(self.cache, _local_cache(settings), self._secret)
+        self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
         self.media = MediaLoader(
-            Sources(_source_rules(settings), self.store), self.store, checkpoint.preprocessor, settings, settings
+            Sources(_source_rules(settings), self.store, self.metrics),
+            self.store,
+            checkpoint.preprocessor,
+            settings,
+            settings,
         )
         self.encoding = Encoding(pools.encoders, self.cache)
         self.decoding = Decoding(pools.decoders, self.encoding)
@@ -132,8 +140,8 @@ def open_prompts(checkpoint: Checkpoint) -> PromptBuilder:
     return PromptBuilder(template, tokenizer, image_pad_id=image, video_pad_id=video)
 
 
-def _local_cache(settings: GatewaySettings) -> EmbeddingCache:
-    return open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.media_memory_bytes)
+def _local_cache(settings: GatewaySettings, metrics: CacheMetrics) -> EmbeddingCache:
+    return open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.media_memory_bytes, metrics=metrics)
 
 
 def _source_rules(settings: GatewaySettings) -> SourceRules:

@@ -13,6 +13,7 @@ from services.common.errors import InvalidRequest, MediaNotFound, Violation
 
 from .fetch import Fetcher, FetchError
 from .media_store import MediaStore
+from .telemetry import GatewayMetrics
 from .template import MediaKind
 
 
@@ -38,9 +39,10 @@ class SourceRules:
 class Sources:
     """Turns a source into bytes, at most `rules.max_bytes` of them."""
 
-    def __init__(self, rules: SourceRules, store: MediaStore) -> None:
+    def __init__(self, rules: SourceRules, store: MediaStore, metrics: GatewayMetrics) -> None:
         self._rules = rules
         self._store = store
+        self._metrics = metrics
 
     async def read(self, field: str, source: Source, kind: MediaKind, tenant: str) -> bytes:
         """The bytes of the item at `field`. Raises InvalidRequest, or MediaNotFound for an unknown digest."""
@@ -57,6 +59,7 @@ class Sources:
             raise self._too_large(f"{field}.{which}")
         if not data:
             raise refused(f"{field}.{which}", "is empty", "REQUIRED")
+        self._metrics.media_came(which, source.uri, len(data))
         return data
 
     async def _read_uri(self, field: str, uri: str, kind: MediaKind) -> bytes:
@@ -130,7 +133,8 @@ class Sources:
         if self._rules.fetcher is None:
             raise refused(field, "http: and https: URIs are not enabled", "SCHEME_DISABLED")
         try:
-            return await self._rules.fetcher.fetch(uri, self._rules.max_bytes)
+            with self._metrics.fetching():
+                return await self._rules.fetcher.fetch(uri, self._rules.max_bytes)
         except FetchError as error:
             raise refused(field, error.message, error.reason) from error
 

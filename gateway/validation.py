@@ -4,6 +4,8 @@ import re
 
 from diptych.v1 import content_pb2, generation_pb2
 
+from services.common.telemetry.spans import traced
+
 from .checks import Checks
 from .generation import check_generation
 from .settings import Limits
@@ -13,6 +15,7 @@ _LIMIT_OPTIONS = ("min_pixels", "max_pixels")
 _CLIP_OPTIONS = ("num_frames", "min_frames", "max_frames", "start_seconds", "end_seconds")
 
 
+@traced("validate")
 def require_valid(
     conversation: content_pb2.Conversation,
     generation: generation_pb2.Generation | None,

@@ -15,7 +15,7 @@ import structlog
 ALLOWED_FIELDS = frozenset(
     {
         # who and when
-        "event", "level", "timestamp", "service", "logger", "request_id", "method", "peer",
+        "event", "level", "timestamp", "service", "logger", "request_id", "trace_id", "method", "peer",
         # what happened
         "address", "attempt", "cache", "code", "device", "digest", "dropped_fields", "dtype", "exception", "field",
         "finish_reason", "frames", "grid", "kind", "model", "operation", "pid", "reason", "signal", "stack", "version",

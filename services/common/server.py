@@ -52,6 +52,12 @@ class ServerSettings(TlsSettings):
         validation_alias="DIPTYCH_ALLOW_INSECURE",
         description="Listen to other machines without TLS, or without knowing who calls.",
     )
+    metrics_listen: str | None = Field(
+        default=None,
+        pattern=r":\d{1,5}$",
+        validation_alias="DIPTYCH_METRICS_LISTEN",
+        description="Address for Prometheus, host:port, over HTTPS where there is a certificate.",
+    )
 
     @property
     def knows_callers(self) -> bool:
@@ -70,6 +76,17 @@ class ServerSettings(TlsSettings):
             raise ValueError(
                 f"{variable_name(type(self), 'listen')}: {self.listen} can be reached from other machines, which needs"
                 f" DIPTYCH_TLS_CERT, DIPTYCH_TLS_KEY and {self.auth_variables}; or else DIPTYCH_ALLOW_INSECURE=true"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _metrics_in_the_clear_on_this_machine(self) -> Self:
+        """Who scrapes need not be known: there is nothing personal in metrics."""
+        closed = self.metrics_listen is None or self.tls_cert is not None or self.allow_insecure
+        if not (closed or is_local(str(self.metrics_listen))):
+            raise ValueError(
+                f"DIPTYCH_METRICS_LISTEN: {self.metrics_listen} can be reached from other machines, which needs"
+                " DIPTYCH_TLS_CERT and DIPTYCH_TLS_KEY; or else DIPTYCH_ALLOW_INSECURE=true"
             )
         return self
 
@@ -96,9 +113,9 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
 ) -> None:
     """Serve until `stop` is set, then drain: NOT_SERVING, then no new calls, and running ones finish within the grace.
 
-    `register` adds the servicers; health and reflection are added here for `service_names`. `guards` decide who may
-    call. The bound port goes to `on_ready`, and the address to the file that DIPTYCH_READY_FILE names. OSError when the
-    address cannot be bound or a certificate cannot be read.
+    `register` adds the servicers; health and reflection are added here for `service_names`. `guards` measure the
+    calls and decide who may. The bound port goes to `on_ready`, and the address to the file that DIPTYCH_READY_FILE
+    names. OSError when the address cannot be bound or a certificate cannot be read.
     """
     server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=_options(settings.max_message_bytes))
     register(server)

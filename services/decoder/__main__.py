@@ -12,6 +12,7 @@ from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
+from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
 from services.decoder.assemble import build_decoder
 from services.decoder.settings import DecoderSettings
@@ -23,9 +24,11 @@ SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"]
 
 async def run(settings: DecoderSettings) -> None:
     """Load the model, serve until a stop signal, drain."""
-    cache = configured_cache(settings)
+    telemetry = open_telemetry("decoder")
+    cache = configured_cache(settings, telemetry.cache)
     checkpoint = Checkpoint.open(settings.model)
-    engine, service = build_decoder(settings, checkpoint, cache)  # in this thread, so that a stop signal ends it
+    # in this thread, so that a stop signal ends it
+    engine, service = build_decoder(settings, checkpoint, cache, telemetry)
     leave_computing_to_others()
     stop = install_stop_signals(asyncio.get_running_loop())
     engine.start()
@@ -34,7 +37,8 @@ async def run(settings: DecoderSettings) -> None:
         decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(service, server)
 
     try:
-        await serve(settings, register, [SERVICE_NAME], stop=stop)
+        async with telemetry.served(settings.metrics_listen, settings):
+            await serve(settings, register, [SERVICE_NAME], stop=stop, guards=[telemetry.interceptor()])
     finally:
         engine.stop()
         await cache.close()

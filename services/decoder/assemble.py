@@ -1,6 +1,7 @@
 """Puts a decoder together from its settings and a checkpoint."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -10,6 +11,7 @@ from services.common.cache import EmbeddingCache
 from services.common.checkpoint import Checkpoint, TextConfig
 from services.common.linear import require_quantizable
 from services.common.settings import variable_name
+from services.common.telemetry.process import Telemetry
 from services.decoder.embeddings import TORCH_DTYPES
 from services.decoder.engine import Engine, QueueLimits
 from services.decoder.grammar import GrammarCompiler
@@ -21,6 +23,7 @@ from services.decoder.sampler import Sampler
 from services.decoder.scheduler import Scheduler, StepLimits
 from services.decoder.service import DecoderService, ServiceFacts
 from services.decoder.settings import DecoderSettings
+from services.decoder.telemetry import DecoderMetrics
 from services.decoder.validation import Rules
 from services.decoder.weights import load_language_model
 
@@ -40,14 +43,16 @@ class EngineParts:
 
 
 def build_decoder(
-    settings: DecoderSettings, checkpoint: Checkpoint, cache: EmbeddingCache
+    settings: DecoderSettings, checkpoint: Checkpoint, cache: EmbeddingCache, telemetry: Telemetry
 ) -> tuple[Engine, DecoderService]:
     """Load the model and connect the parts. The engine is not started."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
     require_quantizable(settings.quantize, dtype, device, variable_name(DecoderSettings, "quantize"))
     model = load_language_model(checkpoint, TORCH_DTYPES[dtype], device, settings.quantize)
-    parts = build_engine(settings, checkpoint, model)
+    metrics = DecoderMetrics(telemetry.registry)
+    parts = build_engine(settings, checkpoint, model, metrics.step.observe)
+    metrics.watch(lambda: parts.engine.load, parts.pool.num_blocks)
     log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=parts.pool.num_blocks)
     rules = _rules(settings, checkpoint, parts.pool.num_blocks * parts.block_size)
     facts = ServiceFacts(
@@ -63,11 +68,16 @@ def build_decoder(
         grammar_timeout_s=settings.grammar_timeout_s,
     )
     grammars = GrammarCompiler(checkpoint.path / "tokenizer.json", rules.vocab_size, rules.defaults.eos_token_ids)
-    return parts.engine, DecoderService(parts.engine, rules, facts, cache, grammars)
+    return parts.engine, DecoderService(parts.engine, rules, facts, cache, grammars, metrics)
 
 
-def build_engine(settings: DecoderSettings, checkpoint: Checkpoint, model: LanguageModel) -> EngineParts:
-    """An engine around a loaded model."""
+def build_engine(
+    settings: DecoderSettings,
+    checkpoint: Checkpoint,
+    model: LanguageModel,
+    on_step: Callable[[float], None] = lambda _: None,
+) -> EngineParts:
+    """An engine around a loaded model. `on_step` is told each step's seconds, in the engine's thread."""
     config, device = checkpoint.text, model.device
     block_size = settings.block_size or (CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE)
     num_blocks = _num_blocks(settings, config, model.dtype, device, block_size)
@@ -79,6 +89,7 @@ def build_engine(settings: DecoderSettings, checkpoint: Checkpoint, model: Langu
         scheduler=Scheduler(pool, block_size, limits, pace),
         sampler=Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
         limits=QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),
+        on_step=on_step,
     )
     return EngineParts(engine, pool, block_size)
 

@@ -46,16 +46,17 @@ class QueueLimits:
 class Engine:
     """Generates for many requests at once. `submit`, `cancel` and `provide` may be called from any thread."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 -- its parts
         self,
         runner: ModelRunner,
         scheduler: Scheduler,
         sampler: Sampler,
         limits: QueueLimits,
         clock: Clock = time.monotonic,
+        on_step: Callable[[float], None] = lambda _: None,
     ) -> None:
         self._runner, self._scheduler, self._sampler = runner, scheduler, sampler
-        self._limits, self._clock = limits, clock
+        self._limits, self._clock, self._on_step = limits, clock, on_step
         self.load = Load()
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
@@ -117,7 +118,8 @@ class Engine:
                 logits = self._runner.run(chunks)
                 samples = self._sampler.sample(logits, [chunk.sequence for chunk in chunks if chunk.is_last])
                 self._postprocess(chunks, samples)
-                self._scheduler.note_duration(chunks, self._clock() - started)
+                self._scheduler.note_duration(chunks, seconds := self._clock() - started)
+                self._on_step(seconds)
         except Exception as error:
             log.exception("step failed", num_running=len(chunks))
             self._give_up({chunk.sequence.request for chunk in chunks} or set(self._requests), error)

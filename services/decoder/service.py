@@ -14,6 +14,7 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 from services.common import mrope
 from services.common.cache import EmbeddingCache
 from services.common.errors import DeadlineExceeded, DiptychError
+from services.common.telemetry.spans import failure_of
 from services.decoder.embeddings import RowsFormat, refused
 from services.decoder.engine import Engine
 from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarSource, Matcher
@@ -21,6 +22,7 @@ from services.decoder.intake import EmbeddingIntake
 from services.decoder.prefix_cache import root_hash
 from services.decoder.sequence import MediaItem, Request
 from services.decoder.stream import ResponseStream
+from services.decoder.telemetry import DecoderMetrics, RequestTelemetry
 from services.decoder.validation import CheckedPrompt, Rules, check_prompt
 
 log = structlog.get_logger()
@@ -55,23 +57,34 @@ class SlowReader(DiptychError):  # noqa: N818 -- read as "raises SlowReader"
 class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
     """One call's journey: check the prompt, compile its grammar, queue it, feed it embeddings, send its tokens."""
 
-    def __init__(
-        self, engine: Engine, rules: Rules, facts: ServiceFacts, cache: EmbeddingCache, grammars: GrammarCompiler
+    def __init__(  # noqa: PLR0913, PLR0917 -- its parts
+        self,
+        engine: Engine,
+        rules: Rules,
+        facts: ServiceFacts,
+        cache: EmbeddingCache,
+        grammars: GrammarCompiler,
+        metrics: DecoderMetrics,
     ) -> None:
         self._engine, self._rules, self._facts = engine, rules, facts
-        self._cache, self._grammars = cache, grammars
+        self._cache, self._grammars, self._metrics = cache, grammars, metrics
         self._compilers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="grammar")
 
     async def Generate(self, requests: Messages, context: Context) -> None:  # noqa: N802 -- the method's name
         """Generate from one prompt; blocks and slot are free again within a step of the call's end."""
         checked, prompt = await self._read_prompt(requests)
-        stream = ResponseStream(asyncio.get_running_loop())
+        structlog.contextvars.bind_contextvars(request_id=prompt.request_id)
+        telemetry = RequestTelemetry(self._metrics, len(checked.token_ids))
+        stream = ResponseStream(asyncio.get_running_loop(), telemetry)
         request = self._request(prompt, checked, await self._matchers(checked), stream)
         self._engine.submit(request)
         feeding = asyncio.create_task(self._feed(requests, request, checked, stream))
         try:
             async for response in stream:
                 await self._write(context, response)
+        except BaseException as error:
+            telemetry.end(failure_of(error))
+            raise
         finally:
             self._engine.cancel(request)
             feeding.cancel()

@@ -6,6 +6,7 @@ from collections import deque
 from diptych.v1 import decoder_service_pb2, generation_pb2
 
 from services.decoder.sequence import Begun, Ended, Event, Failed, Finished, FinishReason, Logprob, Token
+from services.decoder.telemetry import RequestTelemetry
 
 _REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -16,8 +17,8 @@ _REASONS = {
 class ResponseStream:
     """An async iterator of responses; `finished` is the last. Tokens that pile up leave as one delta a choice."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self, loop: asyncio.AbstractEventLoop, telemetry: RequestTelemetry) -> None:
+        self._loop, self._telemetry = loop, telemetry
         self._changed = asyncio.Event()
         self._deltas: dict[int, decoder_service_pb2.TokenDelta] = {}
         self._missing: deque[int] = deque()
@@ -71,6 +72,7 @@ class ResponseStream:
         return None
 
     def _receive(self, event: Event) -> None:
+        self._telemetry.note(event)
         match event:
             case Begun():
                 self._begun = event

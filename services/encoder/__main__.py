@@ -9,6 +9,7 @@ from services.common.checkpoint import CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
+from services.common.telemetry.process import open_telemetry
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
 
@@ -17,13 +18,17 @@ _SERVICE = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].ful
 
 async def run(settings: EncoderSettings, loaded: Loaded) -> None:
     """Serve until SIGTERM or SIGINT."""
-    stop = install_stop_signals(asyncio.get_running_loop())
-    async with encoder_service(settings, loaded) as service:
+    stop, telemetry = install_stop_signals(asyncio.get_running_loop()), open_telemetry("encoder")
+    async with (
+        telemetry.served(settings.metrics_listen, settings),
+        encoder_service(settings, loaded, telemetry) as service,
+    ):
         await serve(
             settings,
             lambda server: encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(service, server),
             [_SERVICE],
             stop=stop,
+            guards=[telemetry.interceptor()],
         )
 
 

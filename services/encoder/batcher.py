@@ -13,6 +13,7 @@ import structlog
 from services.common.embedding import Slice
 from services.common.errors import DeadlineExceeded
 from services.encoder.decode import Frames
+from services.encoder.telemetry import BatchTimes, EncoderMetrics
 
 log = structlog.get_logger()
 
@@ -22,10 +23,10 @@ _RATE_MEMORY: Final = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A slice's embedding and how long it waited for its batch."""
+    """A slice's embedding and when it was made."""
 
     rows: Slice
-    queue_ms: float
+    times: BatchTimes
 
 
 class Patience(Protocol):
@@ -52,8 +53,9 @@ RunBatch = Callable[[Sequence[Frames]], Sequence[Slice | Exception]]
 class Batcher:
     """First come, first served, up to `max_batch_patches` at once; a larger slice goes alone."""
 
-    def __init__(self, run_batch: RunBatch, *, max_batch_patches: int) -> None:
+    def __init__(self, run_batch: RunBatch, metrics: EncoderMetrics, *, max_batch_patches: int) -> None:
         self._run_batch = run_batch
+        self._metrics = metrics
         self._max_batch_patches = max_batch_patches
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
@@ -66,6 +68,11 @@ class Batcher:
         self._waiting.append(job)
         self._arrived.set()
         return job
+
+    @property
+    def num_waiting(self) -> int:
+        """Slices in the queue."""
+        return len(self._waiting)
 
     def seconds_for(self, num_patches: int) -> float:
         """How long so many patches take at the present rate."""
@@ -102,22 +109,26 @@ class Batcher:
         except Exception as error:
             await self._retry_halves(batch, error)
             return
-        self._note_rate(sum(job.num_patches for job in batch), monotonic() - started)
+        ended = monotonic()
+        self._note_batch(sum(job.num_patches for job in batch), ended - started)
         for job, result in zip(batch, results, strict=True):
-            _finish(job, result, started)
+            self._metrics.queue_time.observe(started - job.submitted)
+            _finish(job, result, BatchTimes(job.submitted, started, ended))
 
     async def _retry_halves(self, batch: list[Job], error: Exception) -> None:
         """One bad slice fails alone: halve a failed batch until it is found."""
         log.warning("batch failed", num_slices=len(batch), reason=type(error).__name__)
         if len(batch) == 1:
-            _finish(batch[0], error, monotonic())
+            _fail(batch[0], error)
             return
         middle = len(batch) // 2
         for half in (batch[:middle], batch[middle:]):
             if wanted := [job for job in half if _is_wanted(job)]:
                 await self._run(wanted)
 
-    def _note_rate(self, num_patches: int, seconds: float) -> None:
+    def _note_batch(self, num_patches: int, seconds: float) -> None:
+        self._metrics.encode_time.observe(seconds)
+        self._metrics.batch_patches.observe(num_patches)
         rate = num_patches / max(seconds, 1e-6)
         self._patches_per_s = _RATE_MEMORY * self._patches_per_s + (1 - _RATE_MEMORY) * rate
 
@@ -131,10 +142,13 @@ def _is_wanted(job: Job) -> bool:
     return True
 
 
-def _finish(job: Job, result: Slice | Exception, started: float) -> None:
-    if job.future.done():
-        return
+def _finish(job: Job, result: Slice | Exception, times: BatchTimes) -> None:
     if isinstance(result, Exception):
-        job.future.set_exception(result)
-    else:
-        job.future.set_result(Encoded(result, (started - job.submitted) * 1000))
+        _fail(job, result)
+    elif not job.future.done():
+        job.future.set_result(Encoded(result, times))
+
+
+def _fail(job: Job, error: Exception) -> None:
+    if not job.future.done():
+        job.future.set_exception(error)

@@ -15,6 +15,8 @@ from diptych.v1 import encoder_service_pb2
 from services.common.cache import configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.keys import CacheProfile
+from services.common.telemetry.metrics import CacheMetrics
+from services.common.telemetry.process import Telemetry
 from services.encoder.admission import Admission
 from services.encoder.batcher import Batcher
 from services.encoder.embedder import Embedder
@@ -24,6 +26,7 @@ from services.encoder.pipeline import Pipeline
 from services.encoder.service import EncoderService
 from services.encoder.settings import EncoderSettings
 from services.encoder.slices import SliceEncoder
+from services.encoder.telemetry import EncoderMetrics
 from services.encoder.tiers import Tiers
 from services.encoder.weights import Vision, load_vision
 
@@ -54,10 +57,14 @@ def load_model(settings: EncoderSettings) -> Loaded:
 
 
 @asynccontextmanager
-async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIterator[EncoderService]:
+async def encoder_service(
+    settings: EncoderSettings, loaded: Loaded, telemetry: Telemetry
+) -> AsyncIterator[EncoderService]:
     """A service whose model thread runs and whose caches are open, until the context ends."""
-    tiers = _open_tiers(settings)
-    batcher = Batcher(loaded.embedder.embed, max_batch_patches=settings.batch_patches)
+    tiers, metrics = _open_tiers(settings, telemetry.cache), EncoderMetrics(telemetry.registry)
+    batcher = Batcher(loaded.embedder.embed, metrics, max_batch_patches=settings.batch_patches)
+    admission = Admission(settings.max_queued_patches, batcher.seconds_for)
+    metrics.watch(lambda: admission.num_patches, lambda: batcher.num_waiting)
     running = asyncio.create_task(batcher.run())
     try:
         with ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode") as pool:
@@ -69,7 +76,7 @@ async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIte
                     secret=settings.cache_secret.get_secret_value().encode(),
                     window_patches=settings.batch_patches,
                 ),
-                Admission(settings.max_queued_patches, batcher.seconds_for),
+                admission,
                 preprocessor=loaded.checkpoint.preprocessor,
                 limits=Limits(settings.max_item_patches, settings.max_file_bytes, settings.max_source_pixels),
                 capabilities=_capabilities(settings, loaded, tiers.name),
@@ -81,11 +88,11 @@ async def encoder_service(settings: EncoderSettings, loaded: Loaded) -> AsyncIte
         await tiers.close()
 
 
-def _open_tiers(settings: EncoderSettings) -> Tiers:
-    cache = configured_cache(settings)
+def _open_tiers(settings: EncoderSettings, metrics: CacheMetrics) -> Tiers:
+    cache = configured_cache(settings, metrics)
     if not cache.shared:
         return Tiers(cache, None)
-    local = open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.local_cache_bytes)
+    local = open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.local_cache_bytes, metrics=metrics)
     return Tiers(local, cache)
 
 

@@ -63,6 +63,7 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
         """The checked item and its files. Its patches are counted in `room` before the first byte is read."""
         try:
             item = read_header(await _header(requests), self._preprocessor, self._limits)
+            structlog.contextvars.bind_contextvars(request_id=item.request_id)
             room.enter_context(self._admission.admit(item.num_patches))
             return item, await _read_files(requests, item.file_sizes)
         except DiptychError:
@@ -127,7 +128,7 @@ def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
 
 def _manifest(item: Item, encoded: Sequence[EncodedSlice], total_ms: float) -> encoder_service_pb2.Manifest:
     t, h, w = item.grid
-    queue_ms = max(part.queue_ms for part in encoded)
+    queue_ms = max((part.times.queue_ms for part in encoded if part.times is not None), default=0.0)
     return encoder_service_pb2.Manifest(
         grid=content_pb2.Grid(t=t, h=h, w=w),
         width=encoded[0].rows.width,
@@ -143,7 +144,6 @@ def _manifest(item: Item, encoded: Sequence[EncodedSlice], total_ms: float) -> e
 def _log(item: Item, manifest: encoder_service_pb2.Manifest) -> None:
     log.info(
         "encoded",
-        request_id=item.request_id,
         kind=item.plan.source,
         num_patches=item.num_patches,
         num_slices=len(manifest.slice_keys),

@@ -12,18 +12,22 @@ from services.common.keys import CacheProfile, slice_key
 from services.encoder.batcher import Batcher
 from services.encoder.decode import Frames
 from services.encoder.flights import Flight, Flights, gather
+from services.encoder.telemetry import BatchTimes, record_batches
 from services.encoder.tiers import Found, Tiers
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSlice:
-    """One slice of an item. `cached`: a cache had it. `stored`: the shared cache holds it, acknowledged."""
+    """One slice of an item. `cached`: a cache had it. `stored`: the shared cache holds it, acknowledged.
+
+    `times`: of its batch, if it was computed now.
+    """
 
     key: bytes
     rows: Slice
     cached: bool
     stored: bool
-    queue_ms: float = 0.0
+    times: BatchTimes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,9 @@ class SliceEncoder:
     async def encode(self, slices: Sequence[SliceInput], tiers: Tiers, deadline: float) -> list[EncodedSlice]:
         """Embeddings in the order of `slices`, which `tiers` may have or take. Raises one slice's own failure."""
         found = await tiers.look_up([part.key for part in slices])
-        return await gather(self._one(part, tiers, found.get(part.key), deadline) for part in slices)
+        encoded = await gather(self._one(part, tiers, found.get(part.key), deadline) for part in slices)
+        record_batches([part.times for part in encoded if part.times is not None])
+        return encoded
 
     async def _one(self, part: SliceInput, tiers: Tiers, found: Found | None, deadline: float) -> EncodedSlice:
         if found is not None:
@@ -69,4 +75,4 @@ class SliceEncoder:
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
         encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
         stored = await tiers.store(part.key, encoded.rows)
-        return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, queue_ms=encoded.queue_ms)
+        return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, times=encoded.times)

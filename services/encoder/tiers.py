@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from services.common.cache import EmbeddingCache
 from services.common.embedding import CachedManifest, Slice
+from services.common.telemetry.spans import traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Tiers:
         """The same tiers, what is shared sealed for `tenant`. With `no_store` they are read and never written."""
         return Tiers(self._local, self._shared.of(tenant) if self._shared is not None else None, no_store=no_store)
 
+    @traced("cache")
     async def look_up(self, keys: Sequence[bytes]) -> dict[bytes, Found]:
         """What is cached of `keys`."""
         wanted = list(dict.fromkeys(keys))

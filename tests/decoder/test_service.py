@@ -26,6 +26,7 @@ from services.common.errors import (
 )
 from services.common.server import serve
 from services.common.settings import load
+from services.common.telemetry.process import Telemetry
 from services.decoder.__main__ import SERVICE_NAME
 from services.decoder.assemble import build_decoder
 from services.decoder.grammar import GrammarCompiler
@@ -146,7 +147,7 @@ async def serving(model: Model, cache_url: str = "memory://", **settings: Any) -
     cache = open_cache(cache_url, ttl_s=60, max_bytes=1 << 20, secrets=[b"secret"])
     chosen = {"kv_cache_tokens": 2048, "listen": "127.0.0.1:0", "device": "cpu", **settings}
     loaded = load(DecoderSettings, model=str(model.path), **chosen)
-    engine, servicer = build_decoder(loaded, model.checkpoint, cache)
+    engine, servicer = build_decoder(loaded, model.checkpoint, cache, Telemetry("decoder"))
     engine.start()
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
 

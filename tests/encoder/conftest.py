@@ -12,6 +12,7 @@ from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grp
 from cli.local_redis import LocalRedis
 from services.common.server import serve
 from services.common.settings import load
+from services.common.telemetry.process import Telemetry
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
 from tests.checkpoints import CheckpointSpec, build_checkpoint
@@ -121,7 +122,7 @@ Serve = Callable[..., AbstractAsyncContextManager[Client]]
 async def serving(settings: EncoderSettings, loaded: Loaded) -> AsyncIterator[Client]:
     """A server on a free port, and a client of it."""
     stop, port = asyncio.Event(), asyncio.get_running_loop().create_future()
-    async with encoder_service(settings, loaded) as service:
+    async with encoder_service(settings, loaded, Telemetry("encoder")) as service:
         server = asyncio.create_task(
             serve(
                 settings,

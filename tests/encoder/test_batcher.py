@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from services.common.embedding import Slice
 from services.common.errors import DeadlineExceeded, Overloaded
 from services.encoder.admission import Admission
 from services.encoder.batcher import Batcher, RunBatch
 from services.encoder.decode import Frames
+from services.encoder.telemetry import EncoderMetrics
 
 WAIT_S = 10.0
 ROWS = Slice(1, 1, "float32", memoryview(bytes(4)))
@@ -24,7 +26,7 @@ class Until:
 
 @asynccontextmanager
 async def running(run_batch: RunBatch, budget: int = 100) -> AsyncIterator[Batcher]:
-    batcher = Batcher(run_batch, max_batch_patches=budget)
+    batcher = Batcher(run_batch, EncoderMetrics(CollectorRegistry()), max_batch_patches=budget)
     task = asyncio.create_task(batcher.run())
     yield batcher
     task.cancel()
@@ -83,7 +85,7 @@ async def test_nothing_waits_for_company() -> None:
     async with running(gate) as batcher:
         encoded = await asyncio.wait_for(batcher.submit(frames(1), 1, never()).future, WAIT_S)
     assert encoded.rows is ROWS
-    assert encoded.queue_ms >= 0
+    assert encoded.times.queue_ms >= 0
 
 
 async def test_one_bad_slice_fails_alone() -> None:

@@ -25,6 +25,7 @@ from gateway.service import ChatService
 from gateway.settings import GatewaySettings
 from services.common.checkpoint import Checkpoint
 from services.common.interceptors import ErrorInterceptor
+from services.common.telemetry.process import Telemetry
 
 End = decoder_service_pb2.GenerateFinished.End
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -256,7 +257,7 @@ async def staged(checkpoint: Checkpoint, *, digests: Sequence[str] = ("", ""), *
             chosen := GatewaySettings(model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **settings)
         ) as pools,
     ):
-        rooms = Rooms(chosen, checkpoint, pools)
+        rooms = Rooms(chosen, checkpoint, pools, Telemetry("gateway"))
         register = chat_service_pb2_grpc.add_ChatServiceServicer_to_server
         async with (
             serving(register, ChatService(chosen, rooms), guards_of(chosen)) as (gateway_at, gateway_server),

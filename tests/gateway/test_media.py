@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from diptych.v1 import content_pb2 as content
+from prometheus_client import CollectorRegistry
 
 from gateway.media import MediaItem, MediaLoader
 from gateway.media_store import MediaStore
 from gateway.settings import Limits, MediaDefaults
 from gateway.sources import SourceRules, Sources
+from gateway.telemetry import GatewayMetrics
 from services.common.cache.open import open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import InvalidRequest, MediaNotFound
@@ -31,7 +33,7 @@ def make_loader(model: Checkpoint) -> MakeLoader:
     def make(
         rules: SourceRules | None = None, limits: Limits | None = None, defaults: MediaDefaults | None = None
     ) -> MediaLoader:
-        sources = Sources(rules or SourceRules(max_bytes=1 << 20), store)
+        sources = Sources(rules or SourceRules(max_bytes=1 << 20), store, GatewayMetrics(CollectorRegistry()))
         return MediaLoader(sources, store, model.preprocessor, limits or Limits(), defaults or MediaDefaults())
 
     return make

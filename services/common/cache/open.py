@@ -2,34 +2,48 @@
 
 from collections.abc import Sequence
 
-from services.common.cache.base import EmbeddingCache
+from services.common.cache.base import ByteStore, EmbeddingCache
 from services.common.cache.memory import MemoryStore
+from services.common.cache.metered import MeteredStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
 from services.common.cache_url import parse_cache_url
 from services.common.seal import Seal
 from services.common.settings import CommonSettings
+from services.common.telemetry.metrics import CacheMetrics
 
 
-def configured_cache(settings: CommonSettings) -> EmbeddingCache:
-    """The cache that a service is told to use."""
+def configured_cache(settings: CommonSettings, metrics: CacheMetrics | None = None) -> EmbeddingCache:
+    """The cache that a service is told to use, measured."""
     return open_cache(
         settings.cache_url,
         ttl_s=settings.cache_ttl_s,
         timeout_s=settings.cache_timeout_s,
         max_bytes=settings.cache_max_bytes,
         secrets=settings.cache_secrets,
+        metrics=metrics,
     )
 
 
-def open_cache(
-    url: str, *, ttl_s: int, max_bytes: int, timeout_s: float = REPLY_TIMEOUT_S, secrets: Sequence[bytes] = ()
+def open_cache(  # noqa: PLR0913 -- a store, its bounds, and what stands before it
+    url: str,
+    *,
+    ttl_s: int,
+    max_bytes: int,
+    timeout_s: float = REPLY_TIMEOUT_S,
+    secrets: Sequence[bytes] = (),
+    metrics: CacheMetrics | None = None,
 ) -> EmbeddingCache:
     """The cache at a URL of cache_url.py's forms: all but memory:// share values among processes.
 
     What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
-    process is not, and is at most `max_bytes`. Nothing is connected yet: a server that is down is a cache that misses.
-    ValueError for another URL.
+    process is not, and is at most `max_bytes`. What is asked of the store is counted in `metrics`. Nothing is connected
+    yet: a server that is down is a cache that misses. ValueError for another URL.
     """
     if parse_cache_url(url).kind == "memory":
-        return EmbeddingCache(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes))
-    return EmbeddingCache(RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s), Seal(secrets) if secrets else None)
+        return EmbeddingCache(_metered(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes), metrics))
+    store = RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s)
+    return EmbeddingCache(_metered(store, metrics), Seal(secrets) if secrets else None)
+
+
+def _metered(store: ByteStore, metrics: CacheMetrics | None) -> ByteStore:
+    return store if metrics is None else MeteredStore(store, metrics)

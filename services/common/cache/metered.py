@@ -1,0 +1,67 @@
+"""A store of cached values, measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+
+from services.common.cache.base import ByteStore, StoreDown, StoreError
+from services.common.telemetry.metrics import CacheMetrics
+
+
+class MeteredStore:
+    """Does what `store` does, and counts it. `source` is "redis" for a shared store, "local" for this process's own."""
+
+    def __init__(self, store: ByteStore, metrics: CacheMetrics) -> None:
+        self._store, self._metrics = store, metrics
+        self.shared = store.shared
+        self._source = "redis" if store.shared else "local"
+
+    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
+        with self._measured("get"):
+            values = await self._store.get(keys)
+        num_hits = sum(value is not None for value in values)
+        for result, count in (("hit", num_hits), ("miss", len(values) - num_hits)):
+            if count:
+                self._metrics.lookups.labels(_level(keys), self._source, result).inc(count)
+        self._count_bytes("read", sum(len(value) for value in values if value is not None))
+        return values
+
+    async def contains(self, keys: Sequence[str]) -> list[bool]:
+        with self._measured("contains"):
+            return await self._store.contains(keys)
+
+    async def put(self, values: Mapping[str, bytes]) -> None:
+        with self._measured("put"):
+            await self._store.put(values)
+        self._count_bytes("written", sum(map(len, values.values())))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        with self._measured("delete"):
+            await self._store.delete(keys)
+
+    async def ping(self) -> None:
+        await self._store.ping()
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    @contextmanager
+    def _measured(self, operation: str) -> Iterator[None]:
+        """Times what is done; what fails is an error and has no time, so that outages do not look like speed."""
+        started = perf_counter()
+        try:
+            yield
+        except StoreError as error:
+            reason = "down" if isinstance(error, StoreDown) else "failed"
+            self._metrics.errors.labels(self._source, operation, reason).inc()
+            raise
+        self._metrics.duration.labels(self._source, operation).observe(perf_counter() - started)
+
+    def _count_bytes(self, direction: str, count: int) -> None:
+        if count:
+            self._metrics.bytes.labels(self._source, direction).inc(count)
+
+
+def _level(keys: Sequence[str]) -> str:
+    """The second word of a key: manifest, slice or media. All keys of one call are of one level."""
+    return keys[0].split(":", 2)[1] if keys else "none"
