@@ -5,13 +5,18 @@ take half the time of `torch.nn.functional.linear`, from one row to hundreds (do
 quarter of the bytes.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Literal, Protocol
+from typing import Literal, Protocol, get_args
 
 import torch
+from torch.nn import functional
 from torch.nn.functional import linear
 
 Quantization = Literal["none", "int8"]
+Activation = Literal["none", "quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu"]
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)[1:]
+QUICK_GELU = 1.702  # x * sigmoid(1.702 * x) is silu(1.702 * x) / 1.702
 
 WEIGHT_LEVELS = 127
 # Without VNNI the kernels add products in pairs of 16 bits, which values of seven bits cannot overflow.
@@ -37,14 +42,15 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """The same with a weight that only oneDNN can read."""
+    """The same with a weight that only oneDNN can read, and an activation that it computes in passing."""
 
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None, activation: Activation = "none") -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        self._bias = bias
+        self._bias, self._activation = bias, _IN_ONEDNN[activation]
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+        name, variant = self._activation
+        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, name, [], variant)
         return product
 
 
@@ -72,13 +78,36 @@ class QuantizedLinear:
         return product if self._bias is None else product.add_(self._bias)
 
 
-def make_linear(weight: torch.Tensor, bias: torch.Tensor | None = None, quantization: Quantization = "none") -> Linear:
+class ActivatedLinear:
+    """An activation, in place, after a linear layer that has none."""
+
+    def __init__(self, inner: Linear, activation: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._inner, self._activation = inner, activation
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._activation(self._inner(rows))
+
+
+def make_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    quantization: Quantization = "none",
+    activation: Activation = "none",
+) -> Linear:
     """A linear layer with `weight` [out, in] and `bias` [out]; the caller should let go of the weight."""
-    if quantization == "int8":
-        return QuantizedLinear(weight, bias)
-    if weight.device.type == "cpu" and can_pack(weight.dtype):
-        return PackedLinear(weight, bias)
-    return PlainLinear(weight, bias)
+    if activation == "quick_gelu":
+        weight, bias = weight * QUICK_GELU, None if bias is None else bias * QUICK_GELU
+        return ActivatedLinear(make_linear(weight, bias, quantization, "silu"), lambda x: x.mul_(1 / QUICK_GELU))
+    if quantization == "none" and weight.device.type == "cpu" and can_pack(weight.dtype):
+        return PackedLinear(weight, bias, activation)
+    plain = QuantizedLinear(weight, bias) if quantization == "int8" else PlainLinear(weight, bias)
+    return plain if activation == "none" else ActivatedLinear(plain, _IN_PLACE[activation])
+
+
+def product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`left @ right.T` [n, m] of rows [n, k] and [m, k], by oneDNN; where `can_pack` says that it can."""
+    product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
+    return product
 
 
 def require_quantizable(wanted: Quantization, dtype: str, device: torch.device, variable: str) -> None:
@@ -97,6 +126,21 @@ def can_pack(dtype: torch.dtype) -> bool:
 def can_quantize() -> bool:
     """The same for int8."""
     return _runs(QuantizedLinear, torch.float32)
+
+
+_IN_ONEDNN: dict[Activation, tuple[str, str]] = {
+    "none": ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "silu": ("swish", ""),
+    "relu": ("relu", ""),
+}
+_IN_PLACE: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": functional.gelu,
+    "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "silu": lambda x: functional.silu(x, inplace=True),
+    "relu": torch.relu_,
+}
 
 
 def _runs(kind: type[PackedLinear | QuantizedLinear], dtype: torch.dtype) -> bool:

@@ -4,21 +4,16 @@ Follows transformers' `Qwen2VisionTransformerPretrainedModel` (models/qwen2_vl/m
 are the checkpoint's. Attention stays inside one temporal slice, which is why slices can be cached one by one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from services.common.checkpoint import VisionConfig
-
-try:
-    from flash_attn import flash_attn_varlen_func
-except ImportError:
-    flash_attn_varlen_func = None
+from services.encoder.attention import attend
 
 _NORM_EPS = 1e-6
 _ROPE_BASE = 10_000.0
@@ -76,7 +71,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
         self.attn = Attention(dim, config.num_heads)
-        self.mlp = Mlp(dim, hidden_dim, _activation(config.hidden_act))
+        self.mlp = Mlp(dim, hidden_dim)
 
     def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
         hidden = self.attn(self.norm1(hidden), packing).add_(hidden)
@@ -102,16 +97,15 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers around the checkpoint's activation."""
+    """Two linear layers. The checkpoint's activation between them becomes part of the first when they are laid out."""
 
-    def __init__(self, dim: int, hidden_dim: int, activation: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self._activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self._activation(self.fc1(hidden)))
+        out: Tensor = self.fc2(self.fc1(hidden))
         return out
 
 
@@ -129,34 +123,6 @@ class Merger(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.mlp(self.ln_q(hidden).view(-1, self._merged_dim))
         return out
-
-
-def attend(qkv: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention inside each slice: `qkv` [n, 3, heads, head_dim] gives [n, heads, head_dim].
-
-    On CUDA one varlen kernel takes all slices where flash-attn is installed (untested: no CUDA where this was
-    written). Elsewhere slices of one length go together.
-    """
-    if qkv.is_cuda and flash_attn_varlen_func is not None and qkv.dtype != torch.float32:
-        return _attend_varlen(qkv, groups)
-    parts = torch.split(qkv, [num_slices * num_patches for num_slices, num_patches in groups])
-    mixed = [_attend_equal(part.view(*group, *part.shape[1:])) for part, group in zip(parts, groups, strict=True)]
-    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
-
-
-def _attend_equal(qkv: Tensor) -> Tensor:
-    """`qkv` [slices, patches, 3, heads, head_dim] gives [slices * patches, heads, head_dim]."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1)
-
-
-def _attend_varlen(qkv: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-    lengths = [num_patches for num_slices, num_patches in groups for _ in range(num_slices)]
-    starts = functional.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
-    starts = starts.to(qkv.device, non_blocking=True)
-    query, key, value = qkv.unbind(1)
-    out: Tensor = flash_attn_varlen_func(query, key, value, starts, starts, max(lengths), max(lengths))
-    return out
 
 
 def rotate_(pairs: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -187,20 +153,3 @@ def rotary_table(h: int, w: int, merge: int, head_dim: int) -> tuple[Tensor, Ten
 def _in_patch_order(plane: Tensor, merge: int) -> Tensor:
     h, w = plane.shape
     return plane.reshape(h // merge, merge, w // merge, merge).transpose(1, 2).flatten().float()
-
-
-def _quick_gelu(x: Tensor) -> Tensor:
-    return torch.sigmoid(x * 1.702).mul_(x)
-
-
-def _activation(name: str) -> Callable[[Tensor], Tensor]:
-    activations: dict[str, Callable[[Tensor], Tensor]] = {
-        "quick_gelu": _quick_gelu,
-        "gelu": functional.gelu,
-        "gelu_pytorch_tanh": lambda x: functional.gelu(x, approximate="tanh"),
-        "silu": functional.silu,
-        "relu": functional.relu,
-    }
-    if name not in activations:
-        raise ValueError(f"vision hidden_act {name!r} is none of {', '.join(activations)}")
-    return activations[name]

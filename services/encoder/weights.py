@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import structlog
 import torch
@@ -10,10 +11,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from services.common.checkpoint import Checkpoint, CheckpointError, canonical_name
-from services.common.linear import Quantization, make_linear, require_quantizable
+from services.common.linear import ACTIVATIONS, Activation, Quantization, make_linear, require_quantizable
 from services.common.settings import variable_name
 from services.encoder.settings import EncoderSettings
-from services.encoder.vision_model import VisionTransformer
+from services.encoder.vision_model import Mlp, VisionTransformer
 
 log = structlog.get_logger()
 
@@ -38,9 +39,9 @@ class Vision:
 class FastLinear(nn.Module):
     """A linear layer's weights in the form that is fastest where they run, or in int8."""
 
-    def __init__(self, layer: nn.Linear, quantization: Quantization) -> None:
+    def __init__(self, layer: nn.Linear, quantization: Quantization, activation: Activation = "none") -> None:
         super().__init__()
-        self._linear = make_linear(layer.weight.detach(), layer.bias, quantization)
+        self._linear = make_linear(layer.weight.detach(), layer.bias, quantization, activation)
 
     def forward(self, rows: Tensor) -> Tensor:
         return self._linear(rows)
@@ -62,17 +63,30 @@ def load_vision(checkpoint: Checkpoint, *, dtype: str, device: str, quantization
     num_tensors = len(weights)
     del weights, tensor  # or every layer would be held twice
     with torch.inference_mode():
-        lay_out(model, quantization)
+        lay_out(model, quantization, activation_of(checkpoint))
     log.info("vision weights loaded", device=str(chosen_device), dtype=chosen_dtype, num_tensors=num_tensors)
     return Vision(model.eval(), f"sha256:{digest.hexdigest()}", chosen_dtype, chosen_device)
 
 
-def lay_out(model: nn.Module, quantization: Quantization) -> None:
-    """Put a FastLinear in the place of every linear layer. The patch embedding reads pixels and is never quantised."""
+def lay_out(model: VisionTransformer, quantization: Quantization, activation: Activation) -> None:
+    """Put a FastLinear in the place of every linear layer, each MLP's first with the activation behind it.
+
+    The patch embedding reads pixels and is never quantised.
+    """
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
-                setattr(parent, name, FastLinear(layer, "none" if name == "patch_embed" else quantization))
+                chosen: Quantization = "none" if parent is model else quantization
+                after = activation if isinstance(parent, Mlp) and name == "fc1" else "none"
+                setattr(parent, name, FastLinear(layer, chosen, after))
+
+
+def activation_of(checkpoint: Checkpoint) -> Activation:
+    """Of the vision transformer's MLPs. Raises CheckpointError for one that is not known."""
+    name = checkpoint.vision.hidden_act
+    if name not in ACTIVATIONS:
+        raise CheckpointError(f"{checkpoint.path}: vision hidden_act {name!r} is none of {', '.join(ACTIVATIONS)}")
+    return cast("Activation", name)
 
 
 def choose_device(device: str) -> torch.device:
