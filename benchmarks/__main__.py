@@ -13,12 +13,13 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from rich.console import Console
 
 from benchmarks import reuse, serve, storm
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
-from benchmarks.figures import CONTEXT, Figure, Result, heard, ratio_of, write_results
+from benchmarks.figures import CONTEXT, PERCENT, Figure, Result, heard, ratio_of, write_results
 from benchmarks.limits import Limits, encode_work, measure_limits, prefill_work, step_work
 from benchmarks.plots import draw_plots
 from benchmarks.report import Conditions, results_table, write_report
@@ -26,6 +27,26 @@ from benchmarks.report import Conditions, results_table, write_report
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DEMO = ROOT / "models" / "demo"
+
+
+SECOND_SHARE = "second question, share of the first with its encoding"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What the engine computes in, and how a program is told."""
+
+    name: str
+    weight_bytes: int
+    kv_bytes: int
+    options: tuple[str, ...]
+
+
+PRECISIONS = (
+    Precision("fp32", 4, 4, ()),
+    Precision("bf16", 2, 2, ("--dtype", "bfloat16", "--speed-alone")),
+    Precision("int8", 1, 4, ("--quantize", "int8", "--speed-alone")),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +57,19 @@ class Runner:
     module: str
     options: tuple[str, ...] = ()
     python: str = sys.executable
+    failures: ClassVar[list[str]] = []  # of all, told at the end
 
     def run(self, checkpoint: Path, *, quick: bool) -> list[Figure]:
-        """Its figures for a checkpoint."""
+        """Its figures for a checkpoint; those up to there, if it fails."""
         command = [self.python, "-m", self.module, str(checkpoint), *self.options, *(["--quick"] if quick else [])]
         environment = {
             **os.environ,
             "HF_HUB_OFFLINE": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
         }
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environment)  # noqa: S603 -- our own programs
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT, env=environment)  # noqa: S603 -- our own programs
+        if done.returncode:
+            self.failures.append(f"{self.name} ({self.module}, {checkpoint.name}) ended with {done.returncode}")
         return [figure for line in done.stdout.splitlines() if (figure := heard(line)) is not None]
 
 
@@ -63,6 +87,7 @@ def main() -> None:
         console.print(f"shape {name}")
         results += measure_shape(name, arguments.checkpoints / name, limits, quick=arguments.quick)
         results += measure_encoder(name, arguments.checkpoints / f"{name}-vision", limits, quick=arguments.quick)
+    results += second_questions(results)
     for figure in Runner("diptych", "benchmarks.agreement").run(DEMO, quick=arguments.quick):
         results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
     if not arguments.without_services:
@@ -73,19 +98,23 @@ def main() -> None:
     write_results(ROOT / "benchmarks" / "results.json", results)
     draw_plots(results, DOCS)
     write_report(results, conditions, DOCS / "performance.md")
+    if Runner.failures:
+        sys.exit("\n".join(Runner.failures))
 
 
 def measure_shape(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:
     """The engine in each precision, each of its figures beside every peer's."""
     shape = SHAPES[name]
     checkpoint = ensure_checkpoint(folder, shape)
-    peers = {peer.name: peer.run(checkpoint, quick=quick) for peer in _peers()}
+    size = () if name == "small" else ("--large",)
+    peers = {peer.name: peer.run(checkpoint, quick=quick) for peer in _peers(size)}
     results = []
-    for precision, weight_bytes, options in (("fp32", 4, ()), ("int8", 1, ("--quantize", "int8"))):
-        figures = Runner("diptych", "benchmarks.engine", options).run(checkpoint, quick=quick)
+    for precision in PRECISIONS:
+        figures = Runner("diptych", "benchmarks.engine", (*size, *precision.options)).run(checkpoint, quick=quick)
         for figure in figures:
-            share = _limit_share(figure, shape, weight_bytes, limits)
-            results += _compared(f"{name} {precision}: {figure.name}", figure, peers, share)
+            share = _limit_share(figure, shape, precision, limits)
+            results += _compared(f"{name} {precision.name}: {figure.name}", figure, peers, share)
+        peers.setdefault("diptych fp32", figures)  # the first: what the others are compared with too
     return results
 
 
@@ -118,10 +147,26 @@ def measure_sharing(tower: Path, *, quick: bool) -> list[Result]:
     return clips + [line for figure in figures for line in _compared(figure.name, figure, peers, None)]
 
 
-def _peers() -> list[Runner]:
-    peers = [Runner("transformers fp32", "benchmarks.peers.in_transformers")]
+def second_questions(results: Sequence[Result]) -> list[Result]:
+    """A second question's time to the first token as a share of the first's, the picture's encoding included."""
+    value = {result.name: result.value for result in results}
+    shares = []
+    for name in SHAPES:
+        lines = (f"{name} fp32: second question about it", f"{name} fp32: question about a picture", _encoding(name))
+        if all(line in value for line in lines):
+            second, *first = (value[line] for line in lines)
+            shares.append(Result(f"{name} fp32: {SECOND_SHARE}", 100 * second / sum(first), PERCENT))
+    return shares
+
+
+def _encoding(shape: str) -> str:
+    return f"{shape} tower fp32: encode 448 x 448"  # the size of benchmarks/engine.py's picture
+
+
+def _peers(size: tuple[str, ...]) -> list[Runner]:
+    peers = [Runner("transformers fp32", "benchmarks.peers.in_transformers", size)]
     if environment := os.environ.get("VLLM_VENV"):
-        peers.append(Runner("vLLM fp32", "benchmarks.peers.in_vllm", python=f"{environment}/bin/python"))
+        peers.append(Runner("vLLM fp32", "benchmarks.peers.in_vllm", size, python=f"{environment}/bin/python"))
     return peers
 
 
@@ -136,15 +181,16 @@ def _compared(name: str, figure: Figure, peers: dict[str, list[Figure]], share: 
     ]
 
 
-def _limit_share(figure: Figure, shape: Shape, weight_bytes: int, limits: Limits) -> float | None:
-    """How much of the machine's limit a figure reaches, for those that have one."""
+def _limit_share(figure: Figure, shape: Shape, precision: Precision, limits: Limits) -> float | None:
+    """How much of the machine's limit a figure reaches, for those that have one: a prompt's is fp32's alone."""
+    num_bytes = (precision.weight_bytes, precision.kv_bytes)
     match figure.name.replace(",", "").split():
         case ["decode", "batch", batch]:
-            return limits.share(step_work(shape, int(batch), CONTEXT, weight_bytes), int(batch) / figure.value)
+            return limits.share(step_work(shape, int(batch), CONTEXT, *num_bytes), int(batch) / figure.value)
         case ["step", "batch", batch, "context", context]:
-            return limits.share(step_work(shape, int(batch), int(context), weight_bytes), figure.value / 1000)
-        case ["prefill", num_tokens]:
-            return limits.share(prefill_work(shape, int(num_tokens), weight_bytes), figure.value / 1000)
+            return limits.share(step_work(shape, int(batch), int(context), *num_bytes), figure.value / 1000)
+        case ["prefill", num_tokens] if precision.name == "fp32":
+            return limits.share(prefill_work(shape, int(num_tokens)), figure.value / 1000)
     return None
 
 

@@ -1,6 +1,5 @@
 """Measures the decoder's engine on a checkpoint, in a process of its own: one figure a line."""
 
-import argparse
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +13,24 @@ import numpy as np
 import torch
 
 from benchmarks.checkpoints import IMAGE_PAD, MAX_TEXT_ID
-from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, PERCENT, PREFILLS, TOKENS_PER_S, median_ms, say
+from benchmarks.figures import (
+    BATCHES,
+    CONTEXT,
+    MILLISECONDS,
+    PERCENT,
+    PREFILLS,
+    TOKENS,
+    TOKENS_PER_S,
+    Effort,
+    argument_parser,
+    median_ms,
+    say,
+)
 from services.common import mrope
 from services.common.checkpoint import Checkpoint
 from services.common.mrope import Span
 from services.decoder.assemble import build_engine
+from services.decoder.embeddings import TORCH_DTYPES
 from services.decoder.engine import Engine
 from services.decoder.kv_cache import KVCache
 from services.decoder.language_model import LanguageModel
@@ -26,7 +38,7 @@ from services.decoder.prefix_cache import root_hash
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sampler
 from services.decoder.scheduler import Chunk
-from services.decoder.sequence import Event, Failed, Finished, MediaItem, Request, SamplingParams, Token
+from services.decoder.sequence import Begun, Event, Failed, Finished, MediaItem, Request, SamplingParams, Token
 from services.decoder.settings import DecoderSettings
 from services.decoder.weights import load_language_model
 
@@ -36,6 +48,7 @@ ALL_AT_ONCE: dict[str, Any] = {"max_step_tokens": 8192, "max_stretch": 1e9}  # p
 PICTURE = (1, 32, 32)  # 448 x 448 pixels
 LONG_PROMPT = 4096
 NUM_STREAMS = 4
+NUM_TURNS, QUESTION_TOKENS, ANSWER_TOKENS = 5, 32, 8
 STEP_BATCHES, STEP_CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 1024, 4096, 16384)
 
 _random = np.random.default_rng(0)
@@ -46,6 +59,8 @@ class Stream:
 
     def __init__(self, engine: Engine, token_ids: list[int], max_tokens: int, media: list[MediaItem]) -> None:
         self.times: list[float] = []
+        self.ids: list[int] = []
+        self.num_cached_tokens = 0
         self._over = threading.Event()
         self._arrived = threading.Condition()
         self._engine = engine
@@ -80,9 +95,12 @@ class Stream:
         self._engine.cancel(self._request)
 
     def _note(self, event: Event) -> None:
+        if isinstance(event, Begun):
+            self.num_cached_tokens = event.num_cached_tokens
         if isinstance(event, Token):
             with self._arrived:
                 self.times.append(perf_counter())
+                self.ids.append(event.token_id)
                 self._arrived.notify_all()
         if isinstance(event, Failed):
             raise event.error
@@ -91,11 +109,11 @@ class Stream:
 
 
 class EngineBenchmark:
-    """The figures of one checkpoint in one precision. `num_repeats`, `num_tokens`: how thoroughly."""
+    """The figures of one checkpoint in one precision."""
 
-    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, num_repeats: int, num_tokens: int) -> None:
+    def __init__(self, checkpoint: Checkpoint, model: LanguageModel, effort: Effort) -> None:
         self._checkpoint, self._model = checkpoint, model
-        self._num_repeats, self._num_tokens = num_repeats, num_tokens
+        self._num_repeats, self._num_tokens = effort.num_repeats, effort.num_tokens
 
     def decode(self, batch: int) -> None:
         """Tokens a second of `batch` streams that start together: from the median time between tokens."""
@@ -124,6 +142,24 @@ class EngineBenchmark:
         say("question about a picture", median(first), MILLISECONDS)
         say("second question about it", median(second), MILLISECONDS)
         say("second question, share of the first", 100 * median(second) / median(first), PERCENT)
+
+    def fifth_turn(self) -> None:
+        """Time to the first token of a conversation's fifth turn, and how many of its tokens had to be computed."""
+        times: list[float] = []
+        with self._engine(**ALL_AT_ONCE) as engine:
+            for _ in range(self._num_repeats):
+                item = self._picture(16)
+                ids = _text(16) + [IMAGE_PAD] * item.num_tokens
+                for _ in range(NUM_TURNS):
+                    ids += _text(QUESTION_TOKENS)
+                    num_tokens = len(ids)
+                    turn = Stream(engine, list(ids), ANSWER_TOKENS, [item]).wait()
+                    ids += turn.ids
+                times.append(turn.first_token_ms)
+        say("fifth turn of a conversation", median(times), MILLISECONDS)
+        say("fifth turn, its own tokens", QUESTION_TOKENS, TOKENS)
+        say("fifth turn, tokens before its answer", num_tokens, TOKENS)
+        say("fifth turn, tokens computed", num_tokens - turn.num_cached_tokens, TOKENS)
 
     def stutter(self, name: str, **settings: Any) -> None:
         """Time between tokens of running streams, idle and while a long prompt is computed: 99th percentiles."""
@@ -208,26 +244,26 @@ def request_of(
 
 def main() -> None:
     """All figures of one checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint")
+    parser = argument_parser(__doc__)
+    parser.add_argument("--dtype", default="float32", choices=TORCH_DTYPES)
     parser.add_argument("--quantize", default="none")
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--speed-alone", action="store_true", help="decode and prefill, nothing else")
     arguments = parser.parse_args()
-    quick = arguments.quick
     checkpoint = Checkpoint.open(arguments.checkpoint)
     with ThreadPoolExecutor(1) as loader:  # its helper threads end with it
-        loading = loader.submit(load_language_model, checkpoint, torch.float32, torch.device("cpu"), arguments.quantize)
-        model = loading.result()
-    benchmark = EngineBenchmark(checkpoint, model, num_repeats=3 if quick else 5, num_tokens=16 if quick else 64)
+        dtype, cpu = TORCH_DTYPES[arguments.dtype], torch.device("cpu")
+        model = loader.submit(load_language_model, checkpoint, dtype, cpu, arguments.quantize).result()
+    benchmark = EngineBenchmark(checkpoint, model, Effort.of(arguments))
     for batch in BATCHES:
         benchmark.decode(batch)
     for num_tokens in PREFILLS:
         benchmark.prefill(num_tokens)
-    if arguments.quantize == "none":
+    if not arguments.speed_alone:
         benchmark.second_question()
+        benchmark.fifth_turn()
         benchmark.stutter("4096-token prompt in chunks")
         benchmark.stutter("4096-token prompt at once", **ALL_AT_ONCE)
-        benchmark.steps(STEP_BATCHES, STEP_CONTEXTS[:-1] if quick else STEP_CONTEXTS)
+        benchmark.steps(STEP_BATCHES, STEP_CONTEXTS)
 
 
 if __name__ == "__main__":

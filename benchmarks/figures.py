@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 BATCHES = (1, 8, 16)
 CONTEXT = 300
 PREFILLS = (64, 288, 1024)
-TOKENS_PER_S, MILLISECONDS, PERCENT = "tok/s", "ms", "%"
+TOKENS_PER_S, TOKENS, MILLISECONDS, PERCENT = "tok/s", "tokens", "ms", "%"
 PICTURES_PER_S, FRAMES_PER_S = "pictures/s", "frames/s"
 
 
@@ -36,6 +37,30 @@ class Result:
     peer_value: float | None = None
     ratio: float | None = None
     limit_share: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How thoroughly to measure: repeats of a prompt, and tokens of an answer."""
+
+    num_repeats: int
+    num_tokens: int
+
+    @classmethod
+    def of(cls, arguments: Namespace) -> "Effort":
+        """From --quick, and --large for a model of real size, whose steps take long enough to differ little."""
+        if arguments.quick:
+            return cls(2, 16)
+        return cls(3, 24) if arguments.large else cls(5, 64)
+
+
+def argument_parser(description: str | None) -> ArgumentParser:
+    """What every program that measures a language model takes."""
+    parser = ArgumentParser(description=description)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--large", action="store_true", help="a model of real size: fewer repeats")
+    parser.add_argument("--quick", action="store_true", help="very few repeats")
+    return parser
 
 
 def say(name: str, value: float, unit: str) -> None:

@@ -37,19 +37,18 @@ class Work:
     flop: float
 
 
-def step_work(shape: Shape, batch: int, context: int, weight_bytes: int) -> Work:
+def step_work(shape: Shape, batch: int, context: int, weight_bytes: int, kv_bytes: int) -> Work:
     """One decode step: every weight is read once, and every sequence's keys and values."""
     num_weights = shape.num_layer_weights + shape.num_head_weights
-    num_bytes = num_weights * weight_bytes + batch * context * shape.kv_values_per_token * 4
+    num_bytes = num_weights * weight_bytes + batch * context * shape.kv_values_per_token * kv_bytes
     return Work(num_bytes, 2 * batch * num_weights if weight_bytes == 4 else 0)
 
 
-def prefill_work(shape: Shape, num_tokens: int, weight_bytes: int) -> Work:
+def prefill_work(shape: Shape, num_tokens: int) -> Work:
     """One prompt, whose last token alone needs the head; each token attends to half of the prompt on average."""
     attention = 2 * shape.layers * shape.hidden * num_tokens**2
     flop = 2 * (num_tokens * shape.num_layer_weights + shape.num_head_weights) + attention
-    num_bytes = (shape.num_layer_weights + shape.num_head_weights) * weight_bytes
-    return Work(num_bytes, flop if weight_bytes == 4 else 0)
+    return Work((shape.num_layer_weights + shape.num_head_weights) * 4, flop)
 
 
 def encode_work(shape: Shape, side: int) -> Work:

@@ -66,6 +66,7 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
     page = Template(TEMPLATE.read_text()).substitute(
         conditions=conditions.text,
         vllm="" if any(result.peer == "vLLM fp32" for result in results) else "vLLM was not part of this run.",
+        ridge=_ridge(results),
         limits=_markdown([result for result in results if ": " not in result.name]),
         towers=_markdown([result for result in results if " tower " in result.name]),
         storm=_markdown([result for result in results if result.name.startswith("storm: ")]),
@@ -75,6 +76,12 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
         services=_markdown([result for result in results if result.name.startswith("services: ")]),
     )
     path.write_text(page)
+
+
+def _ridge(results: Sequence[Result]) -> int:
+    """Rows from which a product with fp32 weights takes longer than reading them: 2 operations for 4 bytes each row."""
+    limit = {result.name: result.value for result in results}
+    return round(2 * limit["fp32 matrix product"] / limit["memory read"])
 
 
 def _section(shape: str, results: Sequence[Result]) -> str:

@@ -1,13 +1,23 @@
 """transformers on the same checkpoint, in fp32: the class that the model's authors published."""
 
-import argparse
 from statistics import median
 from typing import Any
 
 import torch
 from transformers import DynamicCache, Qwen2VLForConditionalGeneration
 
-from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, PREFILLS, TOKENS_PER_S, median_ms, say, timed_ms
+from benchmarks.figures import (
+    BATCHES,
+    CONTEXT,
+    MILLISECONDS,
+    PREFILLS,
+    TOKENS_PER_S,
+    Effort,
+    argument_parser,
+    median_ms,
+    say,
+    timed_ms,
+)
 
 
 @torch.inference_mode()
@@ -41,16 +51,14 @@ def prefill_ms(model: Any, num_tokens: int, num_repeats: int) -> float:
 
 def main() -> None:
     """All figures of one checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint")
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
+    arguments = argument_parser(__doc__).parse_args()
+    effort = Effort.of(arguments)
     model: Any = Qwen2VLForConditionalGeneration.from_pretrained(arguments.checkpoint, dtype=torch.float32)
     for batch in BATCHES:
-        step_ms = decode_ms(model, batch, 8 if arguments.quick else 32)
+        step_ms = decode_ms(model, batch, effort.num_tokens // 2)
         say(f"decode, batch {batch}", batch * 1000 / step_ms, TOKENS_PER_S)
     for num_tokens in PREFILLS:
-        say(f"prefill {num_tokens}", prefill_ms(model, num_tokens, 2 if arguments.quick else 5), MILLISECONDS)
+        say(f"prefill {num_tokens}", prefill_ms(model, num_tokens, effort.num_repeats), MILLISECONDS)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,13 @@ It needs nothing of this project but figures.py beside it, and neither weights n
 at the checkpoint's shape cost the same time.
 """
 
-import argparse
 import os
 import random
-from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, PREFILLS, TOKENS_PER_S, say
+from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, PREFILLS, TOKENS_PER_S, Effort, argument_parser, say
 
 
 def generate_s(engine: Any, prompts: list[list[int]], num_tokens: int) -> float:
@@ -35,17 +33,15 @@ def text(num_tokens: int) -> list[int]:
 
 def main() -> None:
     """All figures of one checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--quick", action="store_true")
-    arguments = parser.parse_args()
-    num_tokens, num_repeats = (16, 2) if arguments.quick else (64, 3)
+    arguments = argument_parser(__doc__).parse_args()
+    effort = Effort.of(arguments)
+    num_tokens, num_repeats = effort.num_tokens, min(effort.num_repeats, 3)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     from vllm import LLM  # noqa: PLC0415 -- only in vLLM's own environment
 
     engine = LLM(
-        str(arguments.checkpoint),
+        arguments.checkpoint,
         dtype="float32",
         load_format="dummy",
         skip_tokenizer_init=True,

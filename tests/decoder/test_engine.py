@@ -63,6 +63,20 @@ def test_prefix_is_shared_between_turns(gqa_model: Model, start: Start) -> None:
     assert second.begun.num_cached_tokens == (len(case.token_ids) + len(first.ids) - 1) // 4 * 4
 
 
+def test_the_fifth_turn_computes_only_its_own(gqa_model: Model, start: Start) -> None:
+    """However long a conversation about a picture has become, a turn computes its question and less than two blocks."""
+    harness = start(gqa_model, block_size=4)
+    case = gqa_model.case(6, ("image", (1, 4, 4)))
+    for turn in range(5):
+        question = gqa_model.case(7, seed=turn).token_ids
+        case.token_ids += question
+        answer = harness.submit(case).wait()
+        num_computed = len(case.token_ids) - answer.begun.num_cached_tokens
+        assert turn == 0 or len(question) <= num_computed < len(question) + 2 * 4
+        case.token_ids = case.token_ids + answer.ids
+    assert len(case.token_ids) > 80
+
+
 def test_cached_media_needs_no_embeddings(gqa_model: Model, start: Start) -> None:
     """A second question about a picture whose blocks are cached is answered before its embeddings arrive."""
     harness = start(gqa_model, block_size=4)
