@@ -40,7 +40,7 @@ class SliceInput:
 
 
 class SliceEncoder:
-    """Gives the embeddings of slices; the same slice is never computed twice at a time."""
+    """Gives the embeddings of slices. Encoders that share a cache do not compute the same slice at the same time."""
 
     def __init__(self, batcher: Batcher, profile: CacheProfile) -> None:
         self._batcher = batcher
@@ -73,6 +73,9 @@ class SliceEncoder:
         # another flight may have landed since the look-up
         if found := await tiers.look_up_again(part.key):
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
-        encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
-        stored = await tiers.store(part.key, encoded.rows)
+        async with tiers.turn(part.key, flight) as is_there:
+            if is_there and (found := (await tiers.look_up([part.key])).get(part.key)):
+                return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
+            encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
+            stored = await tiers.store(part.key, encoded.rows)
         return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, times=encoded.times)

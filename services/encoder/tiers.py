@@ -1,9 +1,11 @@
 """The caches of one encoder: a byte-bounded tier in this process, and behind it a shared cache (Redis), if any."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from services.common.cache import EmbeddingCache
+from services.common.cache.lease import Patience
 from services.common.embedding import CachedManifest, Slice
 from services.common.telemetry.spans import traced
 
@@ -48,6 +50,10 @@ class Tiers:
         here = await self._present(self._local, [key])
         found = await self._confirm(self._shared, here) if self._shared and not self.no_store else _unshared(here)
         return found.get(key)
+
+    def turn(self, key: bytes, patience: Patience) -> AbstractAsyncContextManager[bool]:
+        """Wait while another encoder makes the slice; yields whether the shared cache has it now. See lease.py."""
+        return nullcontext(False) if self._shared is None or self.no_store else self._shared.turn(key, patience)
 
     async def store(self, key: bytes, rows: Slice) -> bool:
         """Keep a new slice, if it may be kept; whether the shared cache acknowledged it."""

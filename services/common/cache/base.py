@@ -8,11 +8,14 @@ names what was not written.
 import asyncio
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeVar
 
 import structlog
 
+from services.common.cache.errors import StoreDown, StoreError
+from services.common.cache.lease import Leases, Patience
 from services.common.embedding import (
     CachedManifest,
     CorruptValue,
@@ -30,14 +33,6 @@ THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event lo
 
 log = structlog.get_logger()
 T = TypeVar("T")
-
-
-class StoreError(Exception):
-    """The store did not do what it was asked: down, slow, full or read-only."""
-
-
-class StoreDown(StoreError):  # noqa: N818
-    """The store is known not to work at present, and was not asked."""
 
 
 class ByteStore(Protocol):
@@ -71,8 +66,8 @@ class EmbeddingCache:
     With a seal, values are stored sealed for the tenant that `of` has named; one that does not open does not verify.
     """
 
-    def __init__(self, store: ByteStore, seal: Seal | None = None) -> None:
-        self._store, self._seal = store, seal
+    def __init__(self, store: ByteStore, seal: Seal | None = None, leases: Leases | None = None) -> None:
+        self._store, self._seal, self._leases = store, seal, leases
         self._stats = CacheStats()
 
     def of(self, tenant: str) -> Self:
@@ -105,6 +100,10 @@ class EmbeddingCache:
         except StoreError as error:
             self._failed("contains", error)
             return [False] * len(slice_keys)
+
+    def turn(self, slice_key: bytes, patience: Patience) -> AbstractAsyncContextManager[bool]:
+        """Hold the lease for making a slice; yields whether it has been cached meanwhile. See lease.py."""
+        return self._leases.turn(_slice(slice_key), patience) if self._leases else nullcontext(False)
 
     async def put_slices(self, slices: Mapping[bytes, Slice]) -> bool:
         """True only when the store acknowledged them all. Rows with NaN or infinity are never written."""
@@ -146,7 +145,9 @@ class EmbeddingCache:
         return True
 
     async def close(self) -> None:
-        """Release connections."""
+        """Release leases and connections."""
+        if self._leases is not None:
+            await self._leases.close()
         await self._store.close()
 
     def stats(self) -> CacheStats:

@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from services.common.cache.base import StoreError
+from services.common.cache.errors import StoreError
 
 
 class MemoryStore:

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from services.common.cache.base import ByteStore, StoreDown, StoreError
+from services.common.cache.base import ByteStore
+from services.common.cache.errors import StoreDown, StoreError
 from services.common.telemetry.metrics import CacheMetrics
 
 

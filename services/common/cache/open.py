@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from services.common.cache.base import ByteStore, EmbeddingCache
+from services.common.cache.lease import Leases
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
@@ -42,7 +43,7 @@ def open_cache(  # noqa: PLR0913 -- a store, its bounds, and what stands before 
     if parse_cache_url(url).kind == "memory":
         return EmbeddingCache(_metered(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes), metrics))
     store = RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s)
-    return EmbeddingCache(_metered(store, metrics), Seal(secrets) if secrets else None)
+    return EmbeddingCache(_metered(store, metrics), Seal(secrets) if secrets else None, Leases(store))
 
 
 def _metered(store: ByteStore, metrics: CacheMetrics | None) -> ByteStore:

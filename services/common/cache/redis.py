@@ -12,9 +12,10 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from services.common.cache.base import StoreDown, StoreError
 from services.common.cache.chunks import Head, batches, split
 from services.common.cache.clients import NO_ANSWER, Command, connect
+from services.common.cache.errors import StoreDown, StoreError
+from services.common.cache.lease import Claim
 from services.common.cache.pulse import TICKS, Pulse
 from services.common.cache_url import parse_cache_url
 
@@ -24,6 +25,15 @@ REPLY_TIMEOUT_S = 0.008  # for an answer of no size, unless configured
 VALUE_TIMEOUT_S = 0.1  # more for each value, while the server answers: 40 MB/s is the slowest that is no failure
 CONNECT_TIMEOUT_S = 1.0  # nobody waits for it
 KEYS_PER_READ = 16
+
+
+CLAIM = """
+if redis.call('EXISTS', KEYS[2]) == 1 then return 'done' end
+if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then return 'mine' end
+return 'taken'
+"""
+RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2]) or 0"
+RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KEYS[1]) or 0"
 
 
 class RedisStore:
@@ -62,6 +72,22 @@ class RedisStore:
 
     async def delete(self, keys: Sequence[str]) -> None:
         await self._run([("UNLINK", key) for key in keys])
+
+    async def claim(self, names: Sequence[str], token: str, lease_s: float) -> list[Claim]:
+        """Take the lease of each name whose value is not there and whose lease is nobody's."""
+        lease_ms = round(lease_s * 1000)
+        replies = await self._write([("EVAL", CLAIM, 2, _lease(name), name, token, lease_ms) for name in names])
+        return [Claim(reply.decode()) for reply in replies]
+
+    async def renew(self, tokens: Mapping[str, str], lease_s: float) -> list[bool]:
+        """Prolong each lease that is still held under its token; whether it is."""
+        lease_ms = round(lease_s * 1000)
+        commands = [("EVAL", RENEW, 1, _lease(name), token, lease_ms) for name, token in tokens.items()]
+        return [bool(reply) for reply in await self._run(commands)]
+
+    async def release(self, tokens: Mapping[str, str]) -> None:
+        """End each lease that is still held under its token."""
+        await self._run([("EVAL", RELEASE, 1, _lease(name), token) for name, token in tokens.items()])
 
     async def ping(self) -> None:
         await self._run([("PING",)])
@@ -127,3 +153,8 @@ class RedisStore:
         self._connections.release()
         if not replies.cancelled():
             replies.exception()  # nobody may be left to hear it
+
+
+def _lease(name: str) -> str:
+    """The braces keep it on the node of a cluster that has the value."""
+    return f"{{{name}}}:lease"

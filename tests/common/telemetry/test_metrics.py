@@ -14,7 +14,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.common.cache.base import StoreDown, StoreError
+from services.common.cache.errors import StoreDown, StoreError
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
 from services.common.errors import Overloaded
