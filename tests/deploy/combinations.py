@@ -12,11 +12,12 @@ CHOICES: tuple[Combination, ...] = (
     ("autoscaling",),
     ("mtls",),
     ("gateway-api",),
+    ("monitoring",),
     ("weights-init", "weights-image", "demo-model"),
 )
 
 # Those that bring objects of kinds that the base has not.
-ADDING: Combination = ("mtls", "gateway-api")
+ADDING: Combination = ("mtls", "gateway-api", "monitoring")
 
 
 def every_combination() -> list[Combination]:

@@ -1,13 +1,14 @@
 """Schemas of what other projects add to Kubernetes: strict, so that a field they do not know is an error.
 
-Those of cert-manager and KEDA come from their resource definitions, as models in packages. No such package was found
-for the Gateway API, so what it says of the fields that are used here is written down below.
+Those of cert-manager, KEDA and the Prometheus operator come from their resource definitions, as models in packages. No
+such package was found for the Gateway API, so what it says of the fields that are used here is written down below.
 """
 
 from typing import Any
 
 from cloudcoil.models.cert_manager import v1 as cert_manager
 from cloudcoil.models.keda import v1alpha1 as keda
+from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 from pydantic import BaseModel
 
 Schema = dict[str, Any]
@@ -58,5 +59,7 @@ SCHEMAS: dict[tuple[str, str], Schema] = {
     ("cert-manager.io/v1", "Certificate"): _of(cert_manager.Certificate),
     ("cert-manager.io/v1", "Issuer"): _of(cert_manager.Issuer),
     ("keda.sh/v1alpha1", "ScaledObject"): _of(keda.ScaledObject),
+    ("monitoring.coreos.com/v1", "PodMonitor"): _of(prometheus_operator.PodMonitor),
+    ("monitoring.coreos.com/v1", "PrometheusRule"): _of(prometheus_operator.PrometheusRule),
     ("gateway.networking.k8s.io/v1", "GRPCRoute"): _GRPC_ROUTE,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from tests.deploy.manifests import Manifest, Render, labels_of
 
 HERE = "here"
-PORTS = (("TCP", 50051), ("TCP", 50052), ("TCP", 6379), ("TCP", 53), ("UDP", 53), ("TCP", 443))
+PORTS = (("TCP", 50051), ("TCP", 50052), ("TCP", 9464), ("TCP", 6379), ("TCP", 53), ("UDP", 53), ("TCP", 443))
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ SURROUNDINGS = (
     Peer("client", {"diptych-client": "true"}, "elsewhere"),
     Peer("stranger", {}, "elsewhere"),
     Peer("router", {}, "gateways"),
+    Peer("prometheus", {"app.kubernetes.io/name": "prometheus"}, "monitoring"),
     Peer("neighbour", {"app.kubernetes.io/name": "redis"}),
     Peer("private address", address="10.20.30.40"),
     Peer("public address", address="198.51.100.7"),

@@ -118,6 +118,20 @@ def listens_where_it_is_called(render: Render) -> Iterator[str]:
             yield f"{name_of(workload)}: is not where the gateway looks"
 
 
+def is_scraped_where_it_listens(render: Render) -> Iterator[str]:
+    """Where there is a PodMonitor, each server has its metrics at the port it names, over TLS where it has any."""
+    for monitor in render.of("PodMonitor"):
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        for workload in render.servers:
+            settings = render.settings(workload["metadata"]["name"])
+            if not matches(monitor["spec"]["selector"], labels_of(workload)):
+                yield f"{name_of(workload)}: is not scraped"
+            if settings.metrics_listen != f"0.0.0.0:{ports_of(workload).get(endpoint['port'])}":
+                yield f"{name_of(workload)}: has metrics at {settings.metrics_listen}"
+            if (labels_of(workload).get("diptych-metrics") == "https") != (settings.tls_cert is not None):
+                yield f"{name_of(workload)}: is scraped in the other scheme"
+
+
 def survives_evictions(render: Render) -> Iterator[str]:
     """One pod of each workload at a time may be evicted, and one that is not ready always."""
     for workload in render.of("Deployment"):

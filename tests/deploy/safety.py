@@ -78,6 +78,7 @@ def has_the_edges_of_the_journey(render: Render) -> Iterator[str]:
     store = "redis" if render.find("Deployment", "redis") else "private address"
     wanted = {("client", "gateway", "TCP", 50051)}
     wanted |= {("router", "gateway", "TCP", 50051) for _ in render.of("GRPCRoute")}
+    wanted |= {("prometheus", name, "TCP", 9464) for name in SETTINGS for _ in render.of("PodMonitor")}
     wanted |= {("gateway", name, "TCP", 50051) for name in ("encoder", "decoder")}
     wanted |= {(name, store, "TCP", 6379) for name in SETTINGS}
     pods = [workload["metadata"]["name"] for workload in render.of("Deployment")]
