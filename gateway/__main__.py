@@ -14,6 +14,7 @@ from services.common.telemetry.process import open_telemetry
 
 from .caller import guards_of
 from .reach.kinds import open_pools
+from .readiness import readiness
 from .rooms import Rooms
 from .service import ChatService
 from .settings import GatewaySettings
@@ -48,7 +49,8 @@ async def run(settings: GatewaySettings) -> None:
             chat_service_pb2_grpc.add_ChatServiceServicer_to_server(ChatService(settings, rooms), server)
 
         try:
-            await serve(settings, register, [SERVICE_NAME], stop=stop, guards=guards)
+            ready = readiness(pools, rooms.capabilities)
+            await serve(settings, register, [SERVICE_NAME], stop=stop, guards=guards, readiness=ready)
         finally:
             await rooms.close()
 

@@ -10,7 +10,7 @@ from services.common.keys import CacheProfile
 
 from .reach.choice import choose
 from .reach.endpoint import Endpoint, StubT
-from .reach.kinds import Decoder, Encoder, Pools
+from .reach.kinds import Decoder, DecoderEndpoint, Encoder, Pools
 
 InfoT = TypeVar("InfoT", Encoder, Decoder)
 
@@ -64,6 +64,16 @@ class Capabilities:
         _require_equal("checkpoint of encoder and decoder", decoder.checkpoint_digest, encoder.checkpoint_digest)
         _require_equal("width of encoder and decoder", decoder.width, encoder.width)
         _require_equal("preprocessing", self._checkpoint.preprocessor.version, encoder.preprocessing)
+
+    def fitting_decoders(self) -> list[DecoderEndpoint]:
+        """Those that can be reached and fit this gateway."""
+        with suppress(VersionMismatch):
+            return _fitting(self._pools.decoders.usable, self.require_decoder)
+        return []
+
+    def has_pair(self) -> bool:
+        """Whether an encoder and a decoder can be reached that fit this gateway and each other."""
+        return any(one.info is not None and self._has_encoder(one.info) for one in self.fitting_decoders())
 
     def _has_encoder(self, decoder: Decoder) -> bool:
         with suppress(VersionMismatch):

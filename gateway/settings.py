@@ -11,6 +11,8 @@ from services.common.settings import CommaSeparated, CommonSettings
 
 from .reach.addresses import Target
 
+CONNECTION_GRACE_S = 30.0
+
 _MIB = 1 << 20
 _TOKEN_PIXELS = 28 * 28
 
@@ -113,6 +115,11 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
     )
     greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
     max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")
+    max_connection_age_s: float = Field(
+        default=300.0,
+        ge=0,
+        description="Seconds after which a client is asked to connect anew, and so to find new gateways; 0 is never.",
+    )
     batch_concurrency: int = Field(default=16, gt=0, description="Conversations of one batch that run at once.")
     media_memory_bytes: int = Field(
         default=256 * _MIB, gt=0, description="Bytes of media kept here for want of a cache."
@@ -122,6 +129,12 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
     def knows_callers(self) -> bool:
         """By token or by certificate."""
         return self.tokens_file is not None or super().knows_callers
+
+    @property
+    def connection_age_s(self) -> tuple[float, float] | None:
+        """Calls under way get the time of the longest request, and half a minute for their last words."""
+        age_s = self.max_connection_age_s
+        return (age_s, self.max_request_s + CONNECTION_GRACE_S) if age_s else None
 
     @property
     def auth_variables(self) -> str:

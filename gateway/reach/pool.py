@@ -38,7 +38,7 @@ class Pool(Generic[StubT, InfoT]):
         self._watches: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._has_looked = False
-        self._changed = asyncio.Event()
+        self._change = asyncio.Event()
 
     @property
     def usable(self) -> list[Endpoint[StubT, InfoT]]:
@@ -61,7 +61,7 @@ class Pool(Generic[StubT, InfoT]):
     async def settled(self) -> list[Endpoint[StubT, InfoT]]:
         """The usable endpoints; waits for the first while one may still turn out to be. May be empty."""
         while not (found := self.usable) and self._is_settling:
-            await self.changed()
+            await self.change.wait()
         return found
 
     async def pick(
@@ -76,12 +76,13 @@ class Pool(Generic[StubT, InfoT]):
             if (left := end - monotonic()) <= 0:
                 raise ServiceUnavailable(self.kind.name)
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed(), left)
+                await asyncio.wait_for(self.change.wait(), left)
         return choose(key, candidates, avoid=avoid)
 
-    async def changed(self) -> None:
-        """Wait until an endpoint has come, gone, or become better or worse."""
-        await self._changed.wait()
+    @property
+    def change(self) -> asyncio.Event:
+        """Set as soon as an endpoint comes, goes, or becomes better or worse after now."""
+        return self._change
 
     @property
     def _is_settling(self) -> bool:
@@ -89,8 +90,8 @@ class Pool(Generic[StubT, InfoT]):
         return not self._has_looked or any(endpoint.status is Status.SETTLING for endpoint in endpoints)
 
     def _note_change(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()  # who waited goes on; who comes now waits for the next change
+        self._change.set()
+        self._change = asyncio.Event()  # who waited goes on; who comes now waits for the next change
 
     async def _look_again(self) -> None:
         while True:

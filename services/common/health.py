@@ -1,6 +1,7 @@
 """Health as a server tells it while it drains."""
 
 import contextlib
+from collections.abc import Iterable
 from typing import Any
 
 from grpc_health.v1 import health, health_pb2
@@ -12,6 +13,12 @@ class DrainingHealth(health.aio.HealthServicer):  # type: ignore[misc]  # it com
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:  # noqa: N802 -- the RPC's name
         with contextlib.suppress(_WatchEnded):
             await super().Watch(request, _WatchContext(context, self))
+
+    async def set_all(self, names: Iterable[str], *, is_serving: bool) -> None:
+        """Set the status of several services at once; a drain stands over it."""
+        status = health_pb2.HealthCheckResponse
+        for name in names:
+            await self.set(name, status.SERVING if is_serving else status.NOT_SERVING)
 
     @property
     def is_draining(self) -> bool:

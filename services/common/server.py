@@ -5,13 +5,13 @@ import ipaddress
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NoReturn, Self
 
 import grpc
 import structlog
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -65,6 +65,11 @@ class ServerSettings(TlsSettings):
         return self.tls_client_ca is not None
 
     @property
+    def connection_age_s(self) -> tuple[float, float] | None:
+        """Seconds after which callers are asked to connect anew, and then for calls under way; None for never."""
+        return None
+
+    @property
     def auth_variables(self) -> str:
         """What can be set so that it does."""
         return variable_name(type(self), "tls_client_ca")
@@ -110,22 +115,24 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
     stop: asyncio.Event,
     on_ready: Callable[[int], None] | None = None,
     guards: Sequence[grpc.aio.ServerInterceptor] = (),
+    readiness: AsyncIterator[bool] | None = None,
 ) -> None:
     """Serve until `stop` is set, then drain: NOT_SERVING, then no new calls, and running ones finish within the grace.
 
-    `register` adds the servicers; health and reflection are added here for `service_names`. `guards` measure the
-    calls and decide who may. The bound port goes to `on_ready`, and the address to the file that DIPTYCH_READY_FILE
-    names. OSError when the address cannot be bound or a certificate cannot be read.
+    `register` adds the servicers; health and reflection are added here for `service_names`. `guards` measure the calls
+    and decide who may. `readiness` says, whenever it changes, whether `service_names` are SERVING; without it they
+    always are, as the process itself is. The bound port goes to `on_ready`, and the address to the file that
+    DIPTYCH_READY_FILE names. OSError when the address cannot be bound or a certificate cannot be read.
     """
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=_options(settings.max_message_bytes))
+    options = [*_options(settings.max_message_bytes), *_age_options(settings.connection_age_s)]
+    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=options)
     register(server)
     health_servicer = DrainingHealth()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
-    for name in service_names:
-        await health_servicer.set(name, health_pb2.HealthCheckResponse.SERVING)
+    await health_servicer.set_all(service_names, is_serving=readiness is None)
     reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
     address, port = _bind(server, settings.listen, server_credentials(settings))
-    async with _plain_health(settings, health_servicer):
+    async with _plain_health(settings, health_servicer), _following(readiness, health_servicer, service_names):
         await server.start()
         try:
             _announce(address, port, on_ready)
@@ -136,6 +143,29 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
             await asyncio.sleep(settings.drain_notice_s)  # a call that meets the stop itself would fail as CANCELLED
             await server.stop(settings.drain_grace_s)
     log.info("stopped", address=address)
+
+
+@asynccontextmanager
+async def _following(
+    readiness: AsyncIterator[bool] | None, servicer: DrainingHealth, service_names: Sequence[str]
+) -> AsyncIterator[None]:
+    """Let the health of the services be what `readiness` says."""
+    if readiness is None:
+        yield
+        return
+
+    async def follow() -> None:
+        async for is_serving in readiness:
+            log.info("readiness changed", code="SERVING" if is_serving else "NOT_SERVING")
+            await servicer.set_all(service_names, is_serving=is_serving)
+
+    following = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
 
 
 @asynccontextmanager
@@ -189,6 +219,17 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
             "grpc.http2.min_recv_ping_interval_without_data_ms",
             5_000,
         ),  # below channels.KEEPALIVE_MS, or clients are cut off
+    ]
+
+
+def _age_options(connection_age_s: tuple[float, float] | None) -> list[tuple[str, int]]:
+    """gRPC spreads the age by a tenth, so that not all callers come back at once."""
+    if connection_age_s is None:
+        return []
+    age_s, grace_s = connection_age_s
+    return [
+        ("grpc.max_connection_age_ms", round(age_s * 1000)),
+        ("grpc.max_connection_age_grace_ms", round(grace_s * 1000)),
     ]
 
 

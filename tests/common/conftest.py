@@ -37,14 +37,19 @@ def serving() -> Serving:
 
     @asynccontextmanager
     async def start(
-        handlers: Handlers, grace_s: float = 10, notice_s: float = 0, guards: Sequence[Guard] = (), **more: Any
+        handlers: Handlers,
+        grace_s: float = 10,
+        notice_s: float = 0,
+        guards: Sequence[Guard] = (),
+        settings_class: type[ServerSettings] = ServerSettings,
+        **more: Any,
     ) -> AsyncIterator[Running]:
         def register(server: grpc.aio.Server) -> None:
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
         bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        settings = ServerSettings(listen="127.0.0.1:0", drain_grace_s=grace_s, drain_notice_s=notice_s, **more)
+        settings = settings_class(listen="127.0.0.1:0", drain_grace_s=grace_s, drain_notice_s=notice_s, **more)
         ready = bound.set_result
         task = asyncio.create_task(serve(settings, register, [SERVICE], stop=stop, on_ready=ready, guards=guards))
         yield Running(await asyncio.wait_for(bound, 5), stop, task)

@@ -157,3 +157,34 @@ async def test_a_channel_comes_back(serving: Any) -> None:
         assert [message async for message in count(b"", timeout=4, wait_for_ready=True)] == [b"1", b"2"]
         stop.set()
         await again
+
+
+class AgeingSettings(ServerSettings):
+    """Connections last a tenth of a second, and the calls on them as long as they need."""
+
+    @property
+    def connection_age_s(self) -> tuple[float, float] | None:
+        return 0.1, 30.0
+
+
+async def test_no_call_fails_when_connections_age_out(serving: Any) -> None:
+    """Callers connect anew again and again: short calls go on, and a long one ends where it began."""
+    peers, go = set(), asyncio.Event()
+
+    async def who(_: bytes, context: Context) -> bytes:
+        peers.add(context.peer())
+        return b""
+
+    handlers = {"who": grpc.unary_unary_rpc_method_handler(who), **counting(go)}
+    async with (
+        serving(handlers, settings_class=AgeingSettings) as server,
+        open_channel(server.address) as channel,
+    ):
+        long = method(channel, "count")(b"")
+        assert await long.read() == b"1"
+        ask: Any = channel.unary_unary("/test.Service/who")
+        async with asyncio.timeout(20):
+            while len(peers) < 8:
+                await asyncio.gather(*(ask(b"") for _ in range(20)))
+        go.set()
+        assert await rest(long) == [b"2"]

@@ -31,14 +31,17 @@ SERVICES = {
 
 
 def is_probed_over_grpc(render: Render) -> Iterator[str]:
-    """At the plain port, start and readiness ask for the service, and liveness for the process: never for Redis."""
+    """At the plain port, start and readiness ask for the service, and liveness for the process: never for Redis.
+
+    A gateway has started before it is ready, which needs an encoder and a decoder.
+    """
     for workload in render.servers:
         name, container = workload["metadata"]["name"], container_of(workload)
         port = ports_of(workload)["health"]
         if render.settings(name).health_listen != f"0.0.0.0:{port}":
             yield f"{name_of(workload)}: answers no probe at {port}"
         wanted = {
-            "startupProbe": {"port": port, "service": SERVICES[name]},
+            "startupProbe": {"port": port, **({} if name == "gateway" else {"service": SERVICES[name]})},
             "readinessProbe": {"port": port, "service": SERVICES[name]},
             "livenessProbe": {"port": port},
         }

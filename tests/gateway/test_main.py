@@ -66,7 +66,7 @@ def test_a_folder_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
 
 
 def test_serves_and_drains(checkpoint: Path, tmp_path: Path) -> None:
-    """The process tells its address, is healthy without its services, and stops at SIGTERM with 0."""
+    """The process tells its address, is alive and not ready without its services, and stops at SIGTERM with 0."""
     ready = tmp_path / "ready"
     arguments = ["--model", str(checkpoint), "--encoder", "127.0.0.1:1", "--decoder", "127.0.0.1:1"]
     environment = {**os.environ, "DIPTYCH_READY_FILE": str(ready)}
@@ -74,9 +74,11 @@ def test_serves_and_drains(checkpoint: Path, tmp_path: Path) -> None:
     try:
         wait_until(ready.exists, "the gateway is ready")
         with grpc.insecure_channel(ready.read_text().strip()) as channel:
-            request = health_pb2.HealthCheckRequest(service="diptych.v1.ChatService")
-            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=10)
-            assert answer.status == health_pb2.HealthCheckResponse.SERVING
+            stub = health_pb2_grpc.HealthStub(channel)
+            names = ("", "diptych.v1.ChatService")
+            answers = [stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10) for name in names]
+            found = [health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status) for answer in answers]
+            assert found == ["SERVING", "NOT_SERVING"]
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=20) == 0
     finally:
