@@ -85,7 +85,7 @@ def build_engine(
     pool, pace = BlockPool(num_blocks), Pace(settings.max_stretch)
     limits = StepLimits(settings.max_sequences, settings.max_step_tokens)
     engine = Engine(
-        runner=ModelRunner(model, memory),
+        runner=ModelRunner(model, memory, settings.max_sequences if settings.cuda_graphs else 0),
         scheduler=Scheduler(pool, block_size, limits, pace),
         sampler=Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
         limits=QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),

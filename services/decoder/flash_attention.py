@@ -5,6 +5,7 @@ not run by this project's tests, which have no GPU. Without flash-attn, `Gathere
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import accumulate
 
@@ -21,6 +22,24 @@ def is_available(device: torch.device, dtype: torch.dtype, block_size: int) -> b
     return fits and find_spec("flash_attn") is not None
 
 
+@dataclass(frozen=True, slots=True)
+class PagedStreams:
+    """The plan for streams alone: one query each, over the first `lengths` [streams] keys in the blocks of `tables`."""
+
+    lengths: torch.Tensor
+    tables: torch.Tensor  # [streams, blocks]
+
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """Queries [streams, heads, head_dim] over a layer [blocks, block_size, 2, kv_heads, head_dim]."""
+        from flash_attn import flash_attn_with_kvcache  # noqa: PLC0415 -- only where it is installed
+
+        keys, values = layer.unbind(2)
+        attended: torch.Tensor = flash_attn_with_kvcache(
+            queries[:, None], keys, values, cache_seqlens=self.lengths, block_table=self.tables, causal=True
+        )
+        return attended[:, 0]
+
+
 class PagedFlashAttention:
     """The plan for flash-attn: streams (one query each) in one call, prompts' chunks in another."""
 
@@ -28,8 +47,8 @@ class PagedFlashAttention:
         self._block_size, self._padding_block, self._device = block_size, padding_block, device
         self._num_streams = sum(chunk.num_tokens == 1 for chunk in chunks)
         streams, prompts = chunks[: self._num_streams], chunks[self._num_streams :]
-        self._stream_lengths = self._ints([chunk.end for chunk in streams])
-        self._stream_tables = self._tables(streams)
+        self.streams = PagedStreams(self._ints([chunk.end for chunk in streams]), self._tables(streams))
+        self.has_prompts = bool(prompts)
         self._prompt_tables = self._tables(prompts)
         self._query_starts = self._ints([0, *accumulate(chunk.num_tokens for chunk in prompts)])
         self._key_starts = self._ints([0, *accumulate(chunk.end for chunk in prompts)])
@@ -39,25 +58,11 @@ class PagedFlashAttention:
     def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Queries [rows, heads, head_dim] over a layer [blocks, block_size, 2, kv_heads, head_dim]."""
         out = queries.new_empty(queries.shape)
-        keys, values = layer.unbind(2)
         if self._num_streams:
-            out[: self._num_streams] = self._attend_streams(queries[: self._num_streams], keys, values)
-        if self._most_queries:
-            out[self._num_streams :] = self._attend_prompts(queries[self._num_streams :], keys, values)
+            out[: self._num_streams] = self.streams.attend(queries[: self._num_streams], layer)
+        if self.has_prompts:
+            out[self._num_streams :] = self._attend_prompts(queries[self._num_streams :], *layer.unbind(2))
         return out
-
-    def _attend_streams(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        from flash_attn import flash_attn_with_kvcache  # noqa: PLC0415 -- only where it is installed
-
-        attended: torch.Tensor = flash_attn_with_kvcache(
-            queries[:, None],
-            keys,
-            values,
-            cache_seqlens=self._stream_lengths,
-            block_table=self._stream_tables,
-            causal=True,
-        )
-        return attended[:, 0]
 
     def _attend_prompts(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         from flash_attn import flash_attn_varlen_func  # noqa: PLC0415 -- only where it is installed

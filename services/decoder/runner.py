@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from services.decoder import flash_attention
 from services.decoder.attention import AttentionPlan, GatheredAttention
+from services.decoder.cuda_graphs import DecodeGraphs
 from services.decoder.flash_attention import PagedFlashAttention
 from services.decoder.kv_cache import KVCache
 from services.decoder.language_model import LanguageModel, MediaRows, StepInput
@@ -15,16 +16,23 @@ from services.decoder.scheduler import Chunk
 
 
 class ModelRunner:
-    """Owns the model and the memory of keys and values."""
+    """Owns the model and the memory of keys and values.
 
-    def __init__(self, model: LanguageModel, cache: KVCache) -> None:
+    `max_graph_batch`: how many streams are continued by captured graphs where flash-attn is used, 0 for none.
+    """
+
+    def __init__(self, model: LanguageModel, cache: KVCache, max_graph_batch: int = 0) -> None:
         self.model = model
         self.cache = cache
         self._has_flash_attention = flash_attention.is_available(model.device, model.dtype, cache.block_size)
+        has_graphs = self._has_flash_attention and max_graph_batch > 0
+        self._graphs = DecodeGraphs(model, cache, max_graph_batch) if has_graphs else None
 
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
         """Logits [sampled, vocab] in fp32: a row for each chunk that `is_last`, in their order."""
-        return self.model.run(self.step_input(chunks), self.cache)
+        step = self.step_input(chunks)
+        replayed = self._graphs.run(step) if self._graphs is not None else None
+        return self.model.run(step, self.cache) if replayed is None else replayed
 
     def step_input(self, chunks: Sequence[Chunk]) -> StepInput:
         """What the model needs to know of these chunks."""

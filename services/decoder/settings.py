@@ -32,6 +32,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
     quantize: Quantization = Field(
         "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
     )
+    cuda_graphs: bool = Field(
+        True, description="On CUDA with flash-attn: whether streams are continued by captured graphs."
+    )
     embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
     slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")
     grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

@@ -1,6 +1,7 @@
-"""Everything around flash-attn's kernels: they are replaced by a plain computation from the same arguments."""
+"""Everything around flash-attn's kernels and CUDA's graphs, with plain computations in their place."""
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -8,10 +9,12 @@ import pytest
 import torch
 
 from services.common import mrope
+from services.decoder import cuda_graphs, flash_attention
 from services.decoder.attention import GatheredAttention
 from services.decoder.flash_attention import PagedFlashAttention, is_available
 from services.decoder.scheduler import Chunk
 from services.decoder.sequence import Request, SamplingParams
+from tests.decoder.conftest import Model, Start
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 4, 2, 8, 4, 40
 CPU = torch.device("cpu")
@@ -21,8 +24,9 @@ def attend_last(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, table: torch.Tensor, length: int
 ) -> torch.Tensor:
     """The last queries [n, heads, head_dim] of a sequence of `length` tokens, whose blocks a table names; causal."""
-    keys, values = (part[table.long()].flatten(0, 1)[:length].repeat_interleave(2, dim=1) for part in (keys, values))
-    scores = torch.einsum("qhd,khd->hqk", queries, keys) * HEAD_DIM**-0.5
+    keys, values = (part[table.long()].flatten(0, 1)[:length] for part in (keys, values))
+    keys, values = (part.repeat_interleave(queries.shape[1] // part.shape[1], dim=1) for part in (keys, values))
+    scores = torch.einsum("qhd,khd->hqk", queries, keys) * queries.shape[-1] ** -0.5
     first = length - len(queries)
     later = torch.arange(length) > torch.arange(first, length)[:, None]
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), values)
@@ -126,3 +130,48 @@ def test_metadata_gives_the_same_as_gathering(spans: list[tuple[int, int]]) -> N
 def test_other_layouts_are_left_to_pytorch(device: str, dtype: torch.dtype, block_size: int) -> None:
     """Without CUDA, half precision and blocks of 256 the kernels are not used, whatever is installed."""
     assert not is_available(torch.device(device), dtype, block_size)
+
+
+class Graphs:
+    """In the place of CUDA's: what is captured runs again on the same tensors, and its output stays where it is."""
+
+    def __init__(self) -> None:
+        self.num_captured = 0
+        self.sizes: list[int] = []  # of the batches that were replayed
+
+    def capture(self, work: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Like `cuda_graphs.capture`."""
+        self.num_captured += 1
+        output = work().clone()
+
+        def replay() -> torch.Tensor:
+            self.sizes.append(len(output))
+            return output.copy_(work())
+
+        return replay
+
+
+def test_graphs_give_the_same_answers(gqa_model: Model, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams are continued by a few graphs of fixed sizes, prompts without, and answers are transformers'."""
+    graphs = Graphs()
+    monkeypatch.setattr(flash_attention, "is_available", lambda *_: True)
+    monkeypatch.setattr(cuda_graphs, "capture", graphs.capture)
+    harness = start(gqa_model, max_sequences=11, max_step_tokens=64, block_size=8)
+    cases = [gqa_model.case(3 + 5 * i, ("image", (1, 2, 2 + i % 3)), 2, seed=i) for i in range(11)]
+    lengths = [4 + i for i in range(11)]  # the batch shrinks through all sizes
+    answers = [harness.submit(case, max_tokens=length) for case, length in zip(cases, lengths, strict=True)]
+    expected = [gqa_model.generate(case, length) for case, length in zip(cases, lengths, strict=True)]
+    assert [answer.wait().ids for answer in answers] == expected
+    assert graphs.num_captured == 5
+    assert {1, 2, 4, 8} <= set(graphs.sizes) <= {1, 2, 4, 8, 11}
+
+
+def test_graphs_can_be_left_out(gqa_model: Model, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the setting off nothing is captured."""
+    graphs = Graphs()
+    monkeypatch.setattr(flash_attention, "is_available", lambda *_: True)
+    monkeypatch.setattr(cuda_graphs, "capture", graphs.capture)
+    case = gqa_model.case(9)
+    answer = start(gqa_model, cuda_graphs=False).submit(case).wait()
+    assert answer.ids == gqa_model.generate(case, 12)
+    assert graphs.num_captured == 0
