@@ -9,7 +9,7 @@ Combination = tuple[str, ...]
 CHOICES: tuple[Combination, ...] = (
     ("gpu",),
     ("external-redis",),
-    ("autoscaling",),
+    ("autoscaling", "keda"),
     ("mtls",),
     ("gateway-api",),
     ("monitoring",),
@@ -17,7 +17,7 @@ CHOICES: tuple[Combination, ...] = (
 )
 
 # Those that bring objects of kinds that the base has not.
-ADDING: Combination = ("mtls", "gateway-api", "monitoring")
+ADDING: Combination = ("keda", "mtls", "gateway-api", "monitoring")
 
 
 def every_combination() -> list[Combination]:

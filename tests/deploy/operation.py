@@ -8,6 +8,7 @@ from diptych.v1 import chat_service_pb2, decoder_service_pb2, encoder_service_pb
 
 from cli.stack import START_TIMEOUT_S
 from services.common.settings import variable_name
+from services.common.telemetry.catalogue import CATALOGUE
 from tests.deploy.manifests import (
     SECRETS,
     SETTINGS,
@@ -23,6 +24,7 @@ from tests.deploy.manifests import (
 )
 from tests.deploy.network import matches
 
+_SERIES = {series for metric in CATALOGUE for series in metric.series}
 SERVICES = {
     "gateway": chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_name,
     "encoder": encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name,
@@ -223,12 +225,27 @@ def uses_gpus_wholly_or_not(render: Render) -> Iterator[str]:
 
 def leaves_replicas_to_autoscalers(render: Render) -> Iterator[str]:
     """What is scaled has no number of its own; what is not scaled has one."""
-    scaled = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in render.of("HorizontalPodAutoscaler")}
+    scalers = render.of("HorizontalPodAutoscaler", "ScaledObject")
+    scaled = {scaler["spec"]["scaleTargetRef"]["name"] for scaler in scalers}
     names = {workload["metadata"]["name"] for workload in render.of("Deployment")}
     yield from (f"there is no {name} to scale" for name in sorted(scaled - names))
     for workload in render.of("Deployment"):
         if ("replicas" in workload["spec"]) == (workload["metadata"]["name"] in scaled):
             yield f"{name_of(workload)}: {'two' if 'replicas' in workload['spec'] else 'none'} say how many"
+
+
+def scales_by_what_is_measured(render: Render) -> Iterator[str]:
+    """KEDA asks for series that the scaled service has, of each pod the same share, and knows what to do without."""
+    for scaler in render.of("ScaledObject"):
+        role = scaler["spec"]["scaleTargetRef"]["name"]
+        asked = [trigger for trigger in scaler["spec"]["triggers"] if trigger["type"] == "prometheus"]
+        named = {series for trigger in asked for series in re.findall(r"\w+(?={)", trigger["metadata"]["query"])}
+        if any(not series.startswith(f"diptych_{role}_") for series in named) or not named <= _SERIES:
+            yield f"{name_of(scaler)}: nothing measures all of {sorted(named)}"
+        if {trigger.get("metricType") for trigger in asked} - {"AverageValue"}:
+            yield f"{name_of(scaler)}: is not by the pod"
+        if asked and "fallback" not in scaler["spec"]:
+            yield f"{name_of(scaler)}: hangs on Prometheus"
 
 
 def _memory_beyond_the_pod(render: Render) -> Iterator[str]:

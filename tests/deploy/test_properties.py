@@ -36,17 +36,20 @@ PROPERTIES: tuple[Property, ...] = (
     operation.names_what_exists,
     operation.uses_gpus_wholly_or_not,
     operation.leaves_replicas_to_autoscalers,
+    operation.scales_by_what_is_measured,
 )
 
 POD = "spec/template/spec"
 CONTAINER = f"{POD}/containers/0"
+QUERY = "spec/triggers/0/metadata/query"
 # A property, and the edit of one field (None takes it out) that it must see.
 BROKEN: list[tuple[Property, str, str, str, Any]] = [
     (schemas.follows_the_schemas, "Deployment", "gateway", f"{POD}/dnsPolicies", "ClusterFirst"),
-    (schemas.follows_the_schemas, "Deployment", "gateway", "spec/replicas", "two"),
+    (schemas.follows_the_schemas, "Deployment", "redis", "spec/replicas", "two"),
     (schemas.follows_the_schemas, "Certificate", "gateway", "spec/subjectAltNames", ["gateway"]),
     (schemas.follows_the_schemas, "Certificate", "gateway", "spec/issuerRef/name", None),
     (schemas.follows_the_schemas, "Issuer", "clients", "spec/ca/secret", "diptych-clients-authority"),
+    (schemas.follows_the_schemas, "ScaledObject", "encoder", "spec/minReplicas", 1),
     (schemas.follows_the_schemas, "GRPCRoute", "gateway", "spec/rules/0/matches/0/method/type", "Prefix"),
     (schemas.follows_the_schemas, "GRPCRoute", "gateway", "spec/rules/0/timeouts", {"request": "10m"}),
     (safety.is_unprivileged, "Deployment", "gateway", f"{POD}/securityContext/runAsUser", 0),
@@ -138,6 +141,12 @@ BROKEN: list[tuple[Property, str, str, str, Any]] = [
     (operation.names_what_exists, "GRPCRoute", "gateway", "spec/rules/0/backendRefs/0/port", 443),
     (operation.uses_gpus_wholly_or_not, "Deployment", "encoder", f"{CONTAINER}/image", "diptych-encoder:0.1.0-cuda"),
     (operation.leaves_replicas_to_autoscalers, "Deployment", "redis", "spec/replicas", None),
+    (operation.leaves_replicas_to_autoscalers, "Deployment", "decoder", "spec/replicas", 3),
+    (operation.leaves_replicas_to_autoscalers, "ScaledObject", "decoder", "spec/scaleTargetRef/name", "decoders"),
+    (operation.scales_by_what_is_measured, "ScaledObject", "encoder", QUERY, "sum(diptych_encoder_pictures{})"),
+    (operation.scales_by_what_is_measured, "ScaledObject", "decoder", QUERY, "sum(diptych_encoder_queued_patches{})"),
+    (operation.scales_by_what_is_measured, "ScaledObject", "decoder", "spec/triggers/1/metricType", "Value"),
+    (operation.scales_by_what_is_measured, "ScaledObject", "encoder", "spec/fallback", None),
 ]
 
 
