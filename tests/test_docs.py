@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import settings_page
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
@@ -20,3 +22,8 @@ def test_links_and_paths_lead_somewhere(page: Path) -> None:
     paths = [path for path in PATH.findall(text) if path.split("/")[0] in rooms]
     missing += [path for path in paths if not (ROOT / path).exists()]
     assert missing == []
+
+
+def test_configuration_lists_the_settings() -> None:
+    """docs/configuration.md is what `python -m tests.settings_page` writes."""
+    assert settings_page.PAGE.read_text() == settings_page.page(), "run: python -m tests.settings_page"
