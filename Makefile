@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := gateway services cli models benchmarks tests protos/generate.py
 
-.PHONY: help demo test manifests lint format protos bench exactness faults train-demo demo-eval clean
+.PHONY: help demo test manifests cluster lint format protos bench exactness faults train-demo demo-eval clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ test: $(VENV)/dev.stamp ## Runs the tests
 
 manifests: $(VENV)/dev.stamp ## Renders and checks everything in deploy/; needs kubectl
 	$(BIN)/pytest tests/deploy --every-combination
+
+cluster: $(VENV)/dev.stamp ## Scales, rolls and hurts a cluster of processes under load
+	$(BIN)/python -m tests.cluster
 
 lint: $(VENV)/dev.stamp ## ruff, mypy and buf
 	$(BIN)/ruff check .
