@@ -129,6 +129,21 @@ def up(
 
 
 @app.command()
+def top(
+    addresses: Annotated[
+        list[str],
+        typer.Argument(help="Where metrics are: host:port or https://host:port.", envvar="DIPTYCH_METRICS"),
+    ],
+    interval: Annotated[float, typer.Option(min=0.1, help="Seconds between frames.")] = 2.0,
+    once: Annotated[bool, typer.Option("--once", help="Print one frame, of all that was since the start.")] = False,
+) -> None:
+    """Watch gateways, encoders and decoders work: load, latencies, caches. `diptych up` prints their addresses."""
+    from cli import top as command
+
+    raise typer.Exit(command.run(addresses, interval_s=interval, once=once))
+
+
+@app.command()
 def demo(model: Model = DEMO_MODEL) -> None:
     """Start everything with the small checkpoint, ask about real pictures and a video, show the cache, stop."""
     from cli import demo as command

@@ -66,6 +66,12 @@ class Stack:
             raise RuntimeError("the gateway does not listen yet")
         return address
 
+    @property
+    def metrics_addresses(self) -> list[str]:
+        """Where the services' metrics are, in the order of a request."""
+        found = [self.children[name].metrics_address for name in ("gateway", "encoder", "decoder")]
+        return [address for address in found if address is not None]
+
     def start(self, on_wait: Callable[[], None] = lambda: None) -> None:
         """Starts everything and waits until all of it listens. `on_wait` is called meanwhile and may raise to give up.
 

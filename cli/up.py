@@ -25,6 +25,7 @@ def run(options: StackOptions) -> int:
     def wait(stack: Stack) -> int:
         start(stack, console)
         console.print(f"Ask: [bold]diptych chat --address {stack.address} --image FILE QUESTION[/]   Stop: Ctrl-C")
+        console.print(f"Watch: [bold]diptych top {' '.join(stack.metrics_addresses)}[/]", soft_wrap=True)
         with suppress(KeyboardInterrupt):
             while True:
                 time.sleep(POLL_S)

@@ -1,6 +1,10 @@
 """What three real processes tell of one request: a trace, metrics and log lines."""
 
+import asyncio
+import os
 import secrets
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +162,17 @@ async def test_metrics_count_what_was_asked(watched: Stack) -> None:
     assert grown("decoder", "diptych_decoder_generation_tokens_total") == 3
     assert grown("decoder", "diptych_decoder_inter_token_latency_seconds_count") == 2
     assert after["decoder"]["diptych_decoder_kv_blocks"] > 0
+
+
+async def test_top_shows_all_three(watched: Stack) -> None:
+    """One frame of `diptych top` has a table for each service, filled after a request."""
+    await ask_traced(watched, secrets.token_hex(16), request(708, max_tokens=3, min_tokens=3, temperature=0.0))
+    command = [sys.executable, "-c", "from cli.main import main; main()", "top", "--once", *watched.metrics_addresses]
+    wide = {**os.environ, "COLUMNS": "200"}
+    shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, env=wide)
+    rows = {line.split()[0]: line for line in shown.stdout.splitlines() if line.strip()}
+    assert {"gateway", "encoder", "decoder", *watched.metrics_addresses} <= set(rows)
+    assert "- / -" not in rows[watched.metrics_addresses[0]]
 
 
 async def test_nothing_of_a_request_is_told(watched: Stack, collector: Collector) -> None:
