@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from typing import ClassVar
 from rich.console import Console
 
 from benchmarks import reuse, serve, storm
+from benchmarks.accuracy import measure_accuracy
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
 from benchmarks.figures import CONTEXT, PERCENT, Figure, Result, heard, ratio_of, write_results
 from benchmarks.limits import Limits, encode_work, measure_limits, prefill_work, step_work
@@ -90,16 +91,26 @@ def main() -> None:
     results += second_questions(results)
     for figure in Runner("diptych", "benchmarks.agreement").run(DEMO, quick=arguments.quick):
         results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
+    results += _attempt(lambda: [measure_accuracy(DEMO, ROOT, 10 if arguments.quick else 60)])
     if not arguments.without_services:
         console.print("services")
-        results += measure_sharing(arguments.checkpoints / "small-vision", quick=arguments.quick)
-        results += serve.measure_services(str(DEMO), num_repeats=2 if arguments.quick else 5)
+        results += _attempt(lambda: measure_sharing(arguments.checkpoints / "small-vision", quick=arguments.quick))
+        results += _attempt(lambda: serve.measure_services(str(DEMO), num_repeats=2 if arguments.quick else 5))
     console.print(results_table(results))
     write_results(ROOT / "benchmarks" / "results.json", results)
     draw_plots(results, DOCS)
     write_report(results, conditions, DOCS / "performance.md")
     if Runner.failures:
         sys.exit("\n".join(Runner.failures))
+
+
+def _attempt(part: Callable[[], list[Result]]) -> list[Result]:
+    """A part's results; none if it fails, which is told at the end."""
+    try:
+        return part()
+    except Exception as error:
+        Runner.failures.append(f"{type(error).__name__}: {error}")
+        return []
 
 
 def measure_shape(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:

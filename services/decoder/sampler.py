@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from services.decoder.sequence import Logprob, Sequence
 
-MAX_CANDIDATES = 1024  # likeliest tokens among which top_p is looked for, before all are sorted
+MAX_CANDIDATES = 256  # likeliest tokens among which top_p is looked for, before all are sorted
+BLOCK_COLUMNS = 64  # of which only the greatest is looked at first
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,51 +113,73 @@ def _draw(logits: torch.Tensor, sequences: Rows[Sequence]) -> torch.Tensor:
     """Sample each row by inverting its cumulative distribution, in the order of the vocabulary."""
     params = [sequence.request.params for sequence in sequences]
     logits = logits / _column([p.temperature for p in params], logits)
-    _keep_top_k(logits, [p.top_k for p in params])
+    ids = torch.arange(logits.shape[1], device=logits.device)
+    if _keep_top_k(logits, [p.top_k for p in params]):
+        logits, ids = _left(logits, ids)
     _keep_top_p(logits, [p.top_p for p in params])
     _keep_min_p(logits, [p.min_p for p in params])
-    cumulative = torch.softmax(logits, dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    logits, ids = _left(logits, ids)
+    weights = (logits.double() - logits.amax(dim=1, keepdim=True)).exp_()
+    cumulative = weights.cumsum(dim=1)
     points = [uniform(s.request.params.seed, s.index, s.num_output_tokens) for s in sequences]
     target = torch.tensor(points, dtype=torch.float64, device=logits.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).squeeze(1).clamp_(max=logits.shape[1] - 1)
+    places = torch.searchsorted(cumulative, target, right=True).squeeze(1)
+    return ids[places.clamp_(max=len(ids) - 1)]
 
 
-def _keep_top_k(logits: torch.Tensor, top_ks: list[int]) -> None:
-    rows = [row for row, top_k in enumerate(top_ks) if 0 < top_k < logits.shape[1]]
-    if not rows:
-        return
-    places = torch.tensor([top_ks[row] - 1 for row in rows], device=logits.device)
-    values = logits[rows].topk(int(places.max()) + 1, dim=-1).values
-    _cut(logits, rows, values.gather(1, places[:, None]))
+def _left(logits: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The columns that some row has left, and their ids: what is cut off weighs nothing."""
+    columns = (logits > -torch.inf).any(dim=0)
+    return (logits, ids) if bool(columns.all()) else (logits[:, columns], ids[columns])
+
+
+def _keep_top_k(logits: torch.Tensor, top_ks: list[int]) -> bool:
+    """Whether there was anything to cut off."""
+    wanted = [top_k if 0 < top_k < logits.shape[1] else 0 for top_k in top_ks]
+    if any(wanted):
+        places = torch.tensor([max(top_k - 1, 0) for top_k in wanted], device=logits.device)
+        _cut(logits, _greatest(logits, max(wanted)).gather(1, places[:, None]), [top_k > 0 for top_k in wanted])
+    return any(wanted)
 
 
 def _keep_top_p(logits: torch.Tensor, top_ps: list[float]) -> None:
     """Keep the likeliest tokens whose likelier ones add up to less than top_p; the likeliest always stays."""
-    rows = [row for row, top_p in enumerate(top_ps) if top_p < 1.0]
-    if not rows:
+    concerned = [top_p < 1.0 for top_p in top_ps]
+    if not any(concerned):
         return
-    probabilities = torch.softmax(logits[rows], dim=-1)
-    wanted = _column([top_ps[row] for row in rows], logits)
-    size = min(MAX_CANDIDATES, logits.shape[1])
-    values, ids = probabilities.topk(size, dim=-1)
-    if size < logits.shape[1] and bool((values.sum(dim=-1, keepdim=True) < wanted).any()):
-        values, ids = probabilities.sort(dim=-1, descending=True)
-    num_kept = ((values.cumsum(dim=-1) - values) < wanted).sum(dim=-1, keepdim=True).clamp_(min=1)
-    last = ids.gather(1, num_kept - 1)
-    _cut(logits, rows, logits[rows].gather(1, last))
+    total = logits.logsumexp(dim=1, keepdim=True)
+    wanted = _column([top_p if top_p < 1.0 else 0.0 for top_p in top_ps], logits)
+    values = _greatest(logits, min(MAX_CANDIDATES, logits.shape[1]))
+    probabilities = (values - total).exp_()
+    if bool((probabilities.sum(dim=1, keepdim=True) < wanted).any()):
+        values = logits.sort(dim=1, descending=True).values
+        probabilities = (values - total).exp_()
+    num_kept = ((probabilities.cumsum(dim=1) - probabilities) < wanted).sum(dim=1, keepdim=True).clamp_(min=1)
+    _cut(logits, values.gather(1, num_kept - 1), concerned)
 
 
 def _keep_min_p(logits: torch.Tensor, min_ps: list[float]) -> None:
-    rows = [row for row, min_p in enumerate(min_ps) if min_p > 0.0]
-    if rows:
-        share = _column([min_ps[row] for row in rows], logits).log()
-        _cut(logits, rows, logits[rows].amax(dim=-1, keepdim=True) + share)
+    if any(min_ps):
+        share = _column(min_ps, logits).log()  # -inf for 0
+        _cut(logits, logits.amax(dim=1, keepdim=True) + share, [min_p > 0.0 for min_p in min_ps])
 
 
-def _cut(logits: torch.Tensor, rows: list[int], least: torch.Tensor) -> None:
-    """Forbid the tokens of some rows whose logit is below `least` [rows, 1]."""
-    kept = logits[rows]
-    logits[rows] = kept.masked_fill(kept < least, -torch.inf)
+def _greatest(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The `count` greatest values of each row, in order: they stand in the `count` blocks with the greatest maxima."""
+    num_rows, num_blocks = len(logits), logits.shape[1] // BLOCK_COLUMNS
+    if count * 4 > num_blocks:
+        return logits.topk(count, dim=1).values
+    whole = num_blocks * BLOCK_COLUMNS
+    blocks = logits[:, :whole].view(num_rows, num_blocks, BLOCK_COLUMNS)
+    best = blocks.amax(dim=2).topk(count, dim=1).indices
+    found = blocks.gather(1, best[:, :, None].expand(-1, -1, BLOCK_COLUMNS)).view(num_rows, -1)
+    return torch.cat([found, logits[:, whole:]], dim=1).topk(count, dim=1).values
+
+
+def _cut(logits: torch.Tensor, least: torch.Tensor, concerned: list[bool]) -> None:
+    """Forbid the tokens whose logit is below `least` [rows, 1], in the rows that this concerns."""
+    others = ~torch.tensor(concerned, device=logits.device)[:, None]
+    logits.masked_fill_(logits < least.masked_fill(others, -torch.inf), -torch.inf)
 
 
 def _column(values: list[float], like: torch.Tensor) -> torch.Tensor:

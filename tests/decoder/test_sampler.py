@@ -17,7 +17,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from services.decoder.sampler import Sampler, uniform
+from services.decoder.sampler import Sampler, _greatest, uniform
 from services.decoder.sequence import SamplingParams, TokenCounts
 
 VOCAB = 50
@@ -158,3 +158,13 @@ def test_token_counts(prompt: list[int], answer: list[int]) -> None:
         counts.add(token)
     found = dict(zip(counts.token_ids.tolist(), counts.counts.tolist(), strict=True))
     assert found == {token: answer.count(token) for token in {*prompt, *answer}}
+
+
+def test_the_greatest_are_those_of_a_sort() -> None:
+    """Looking in the blocks with the greatest maxima finds the same values, wherever they stand."""
+    logits = torch.randn(5, 20_003)
+    logits[0, 64:84] += 100  # all in one block
+    logits[1, -3:] += 100  # beyond the last whole block
+    logits[2] = torch.arange(20_003.0) % 7  # ties everywhere
+    for count in (1, 20, 70, 300):
+        assert torch.equal(_greatest(logits, count), logits.sort(dim=1, descending=True).values[:, :count])
