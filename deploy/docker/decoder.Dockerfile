@@ -32,7 +32,7 @@ FROM python:3.12.12-slim-bookworm AS runtime
 # Nothing is written but below /tmp: where this runs, the file system is read-only.
 ENV PATH=/opt/diptych/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 65532:65532
-EXPOSE 50051
+EXPOSE 50051 50052
 ENTRYPOINT ["python", "-m", "services.decoder"]
 
 FROM runtime AS cuda

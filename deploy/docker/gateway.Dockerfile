@@ -16,5 +16,5 @@ COPY --from=build /opt/diptych /opt/diptych
 # Nothing is written but below /tmp: where this runs, the file system is read-only.
 ENV PATH=/opt/diptych/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 65532:65532
-EXPOSE 50051
+EXPOSE 50051 50052
 ENTRYPOINT ["python", "-m", "gateway"]

@@ -5,7 +5,7 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,14 +49,14 @@ class Pod:
 
 
 class Cluster:
-    """All pods of one model, and their Redis."""
+    """All pods of one model, and their Redis. `settings` are variables of one role's processes."""
 
-    def __init__(self, model: Path, folder: Path) -> None:
+    def __init__(self, model: Path, folder: Path, settings: Mapping[Role, Mapping[str, str]]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._names, self._redis = folder, folder / "names", LocalRedis()
         self._numbers = {role: itertools.count(1) for role in MODULES}
         self._ports = {role: _free_port() for role in MODULES}
-        self._model = model
+        self._model, self._settings = model, settings
         self.pods: dict[Role, list[Pod]] = {role: [] for role in MODULES}
         self.exit_codes: list[int] = []
 
@@ -94,6 +94,11 @@ class Cluster:
             await self.scale_up(role)
             await self.take_down(old)
 
+    def peak_bytes(self, role: Role) -> int:
+        """The most memory that a process of the role has held, of those that run."""
+        found = (Path(f"/proc/{pod.child.process.pid}/status").read_text() for pod in self.pods[role])
+        return max(int(text.partition("VmHWM:")[2].split()[0]) << 10 for text in found)
+
     def end(self) -> None:
         """End what still runs, by force."""
         for pod in itertools.chain(*self.pods.values()):
@@ -120,6 +125,7 @@ class Cluster:
             "DIPTYCH_GATEWAY_ENCODER": f"dns:///encoder:{self._ports['encoder']}",
             "DIPTYCH_GATEWAY_DECODER": f"dns:///decoder:{self._ports['decoder']}",
             NAMES_VARIABLE: str(self._names),
+            **self._settings.get(role, {}),
         }
 
     def _publish(self) -> None:
@@ -130,9 +136,11 @@ class Cluster:
 
 
 @asynccontextmanager
-async def running_cluster(model: Path, folder: Path, **counts: int) -> AsyncIterator[Cluster]:
+async def running_cluster(
+    model: Path, folder: Path, settings: Mapping[Role, Mapping[str, str]] | None = None, **counts: int
+) -> AsyncIterator[Cluster]:
     """A cluster whose pods are ready."""
-    cluster = Cluster(model, folder)
+    cluster = Cluster(model, folder, settings or {})
     try:
         await cluster.start(**counts)
         yield cluster

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.dockerfiles import FOLDER, ROLES, chain, copied_from_context, installed, stages
-from tests.deploy.manifests import ROOT, Render, container_of
+from tests.deploy.manifests import ROOT, Render, container_of, ports_of
 
 FILES = sorted(FOLDER.glob("*.Dockerfile"))
 SERVERS = [FOLDER / f"{role}.Dockerfile" for role in ROLES]
@@ -70,6 +70,15 @@ def test_an_image_installs_its_extra(role: str) -> None:
     assert extras <= PROJECT["optional-dependencies"].keys()
     assert all("==" in name for name in others)
     assert {pin for pin in PINNED if pin.split("==")[0] in {name.split("==")[0] for name in others}} <= others
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_an_image_says_its_ports(role: str, local: Render) -> None:
+    """EXPOSE names the ports that its pod has: calls, and health."""
+    steps = [step for stage in stages(FOLDER / f"{role}.Dockerfile") for step in stage.steps]
+    exposed = [step.text for step in steps if step.name == "EXPOSE"]
+    ports = ports_of(local.get("Deployment", role)).values()
+    assert exposed == [" ".join(map(str, ports))]
 
 
 def test_the_gateway_has_no_torch() -> None:
