@@ -32,13 +32,14 @@ class Authority:
         self.ca = folder / f"{name}.pem"
         self.ca.write_bytes(certificate.sign(self._key, SHA256()).public_bytes(Encoding.PEM))
 
-    def issue(self, name: str, uri: str | None = None) -> Files:
-        """A certificate with that common name; an earlier one of the name is written over."""
+    def issue(self, name: str, uri: str | None = None, host: str | None = None) -> Files:
+        """A certificate with that common name, also for `host`; an earlier one of the name is written over."""
         key = ec.generate_private_key(ec.SECP256R1())
         places: list[x509.GeneralName] = [
             x509.DNSName("localhost"),
             x509.IPAddress(ipaddress.IPv4Address("127.0.0.1")),
             *([x509.UniformResourceIdentifier(uri)] if uri else []),
+            *([x509.DNSName(host)] if host else []),
         ]
         certificate = self._builder(name, key).add_extension(x509.SubjectAlternativeName(places), False)
         files = Files(self._folder / f"{name}.pem", self._folder / f"{name}.key")
