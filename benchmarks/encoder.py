@@ -8,8 +8,9 @@ from benchmarks.figures import FRAMES_PER_S, MILLISECONDS, PICTURES_PER_S, media
 from benchmarks.pictures import CLIP_FRAMES, CLIP_SIDE, MIXED_SIDES, SIDES, clip_file, picture_file
 from services.common.checkpoint import Checkpoint
 from services.common.linear import Quantization
-from services.common.media.images import MAX_SOURCE_PIXELS
-from services.encoder.decode import DecodePlan, Frames, decode
+from services.common.media.decode import decode
+from services.common.media.frames import DecodePlan, Frames
+from services.common.media.headers import MAX_SOURCE_PIXELS
 from services.encoder.embedder import Embedder
 from services.encoder.patchify import Patchifier
 from services.encoder.weights import load_vision

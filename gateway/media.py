@@ -13,7 +13,7 @@ from services.common.checkpoint import Preprocessor
 from services.common.errors import InvalidRequest
 from services.common.media.errors import MediaError, MediaRuleError
 from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, plan_frames, plan_image, plan_video
-from services.common.media.probe import probe_image, probe_video
+from services.common.media.reader import MediaReader
 from services.common.media.rules import DEFAULT_MAX_FRAMES
 from services.common.telemetry.spans import traced
 
@@ -73,10 +73,17 @@ class MediaItem:
 class MediaLoader:
     """Loads and plans a conversation's media, all items at once."""
 
-    def __init__(
-        self, sources: Sources, store: MediaStore, preprocessor: Preprocessor, limits: Limits, defaults: MediaDefaults
+    def __init__(  # noqa: PLR0913, PLR0917 -- the loader's parts
+        self,
+        sources: Sources,
+        store: MediaStore,
+        reader: MediaReader,
+        preprocessor: Preprocessor,
+        limits: Limits,
+        defaults: MediaDefaults,
     ) -> None:
         self._sources = sources
+        self._reader = reader
         self._store = store
         self._preprocessor = preprocessor
         self._limits = limits
@@ -111,37 +118,32 @@ class MediaLoader:
 
     async def _load_image(self, field: str, image: content_pb2.Image, budget: "_Budget") -> MediaItem:
         data = await self._read(field, image, "image", budget)
-        return await asyncio.to_thread(self._plan_image, field, image, data)
-
-    def _plan_image(self, field: str, image: content_pb2.Image, data: bytes) -> MediaItem:
         size = _size(image, self._defaults.image_min_pixels, self._defaults.image_max_pixels)
+        digests = await _digests([data])
         with _Blame(field):
-            plan = plan_image(probe_image(data), size, self._preprocessor)
-        return _item(field, plan, [data])
+            [header] = await self._reader.probe_images([data], key=budget.key_of(digests))
+            plan = plan_image(header, size, self._preprocessor)
+        return _item(field, plan, [data], digests)
 
     async def _load_video(self, field: str, video: content_pb2.Video, budget: "_Budget") -> MediaItem:
         if video.WhichOneof("source") == "frames":
-            frames = [(f"{field}.frames.frames[{n}]", frame) for n, frame in enumerate(video.frames.frames)]
-            files = await _gather([self._read(path, frame, "image", budget) for path, frame in frames])
-            return await asyncio.to_thread(self._plan_frames, field, video, files)
+            return await self._load_frames(field, video, budget)
         data = await self._read(field, video, "video", budget)
-        return await asyncio.to_thread(self._plan_video, field, video, data)
-
-    def _plan_frames(self, field: str, video: content_pb2.Video, files: list[bytes]) -> MediaItem:
-        headers = []
-        for number, file in enumerate(files):
-            with _Blame(f"{field}.frames.frames[{number}]"):
-                headers.append(probe_image(file))
+        digests = await _digests([data])
         with _Blame(field):
+            header = await self._reader.probe_video(data, key=budget.key_of(digests))
+            plan = plan_video(header, self._frame_size(video), self._sampling(video), self._preprocessor)
+        return _item(field, plan, [data], digests)
+
+    async def _load_frames(self, field: str, video: content_pb2.Video, budget: "_Budget") -> MediaItem:
+        frames = [(f"{field}.frames.frames[{n}]", frame) for n, frame in enumerate(video.frames.frames)]
+        files = await _gather([self._read(path, frame, "image", budget) for path, frame in frames])
+        digests = await _digests(files)
+        with _Blame(field, is_list=True):
+            headers = await self._reader.probe_images(files, key=budget.key_of(digests))
             plan = plan_frames(headers, self._frame_size(video), self._total_pixels(video), self._preprocessor)
         # nothing is sampled here: the list's own fps only says how it was made
-        return _item(field, replace(plan, sampled_fps=_optional(video, "fps")), files, is_list=True)
-
-    def _plan_video(self, field: str, video: content_pb2.Video, data: bytes) -> MediaItem:
-        with _Blame(field):
-            header = probe_video(data)
-            plan = plan_video(header, self._frame_size(video), self._sampling(video), self._preprocessor)
-        return _item(field, plan, [data])
+        return _item(field, replace(plan, sampled_fps=_optional(video, "fps")), files, digests, is_list=True)
 
     def _frame_size(self, video: content_pb2.Video) -> SizeOptions:
         return _size(video, self._defaults.video_min_pixels, self._defaults.video_max_pixels)
@@ -179,6 +181,10 @@ class _Budget:
         if self.num_bytes < 0:
             raise refused(path, "makes the request's media too large together", "TOO_LARGE")
 
+    def key_of(self, digests: Sequence[bytes]) -> bytes:
+        """What stands for these files of this tenant."""
+        return hashlib.sha256(b"".join([self.tenant.encode(), b"\0", *digests])).digest()
+
 
 def media_parts(conversation: content_pb2.Conversation) -> Iterator[tuple[str, content_pb2.Part]]:
     """Every image and video with its part's path, in prompt order."""
@@ -191,23 +197,29 @@ def media_parts(conversation: content_pb2.Conversation) -> Iterator[tuple[str, c
 class _Blame:
     """Turns what is wrong with media into a violation at the item's path."""
 
-    def __init__(self, field: str) -> None:
-        self._field = field
+    def __init__(self, field: str, *, is_list: bool = False) -> None:
+        self._field, self._is_list = field, is_list
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, MediaError):
-            raise refused(self._field, error.message, error.reason) from error
+            frame = f".frames.frames[{error.file_index}]" if self._is_list and error.file_index is not None else ""
+            raise refused(self._field + frame, error.message, error.reason) from error
         if isinstance(error, MediaRuleError):
             option = error.option.replace("frames[", "frames.frames[")  # as the protocol spells it
             field = f"{self._field}.{option}" if option else self._field
             raise refused(field, error.message, "CANNOT_APPLY") from error
 
 
-def _item(field: str, plan: MediaPlan, files: Sequence[bytes], *, is_list: bool = False) -> MediaItem:
-    digests = tuple(hashlib.sha256(file).digest() for file in files)
+async def _digests(files: Sequence[bytes]) -> tuple[bytes, ...]:
+    return await asyncio.to_thread(lambda: tuple(hashlib.sha256(file).digest() for file in files))
+
+
+def _item(
+    field: str, plan: MediaPlan, files: Sequence[bytes], digests: tuple[bytes, ...], *, is_list: bool = False
+) -> MediaItem:
     return MediaItem(field, plan, tuple(files), digests, "" if is_list else f"sha256:{digests[0].hex()}")
 
 

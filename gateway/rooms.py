@@ -11,8 +11,10 @@ from services.common import keys
 from services.common.cache import EmbeddingCache, configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import DiptychError, InvalidRequest, Violation
+from services.common.media.reader import JOBS_MODULE, MediaReader
 from services.common.telemetry.metrics import CacheMetrics
 from services.common.telemetry.process import Telemetry
+from services.common.workers.pool import WorkerPool
 
 from .caller import Caller
 from .capabilities import Capabilities, profile_of
@@ -44,9 +46,12 @@ class Rooms:
         self.cache = configured_cache(settings, telemetry.cache)
         self._secret = settings.cache_secret.get_secret_value().encode()
         self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
+        self._workers = WorkerPool(JOBS_MODULE, settings)
+        self._workers.start()
         self.media = MediaLoader(
             Sources(_source_rules(settings), self.store, self.metrics),
             self.store,
+            MediaReader(self._workers),
             checkpoint.preprocessor,
             settings,
             settings,
@@ -122,7 +127,8 @@ class Rooms:
         )
 
     async def close(self) -> None:
-        """Let go of the cache."""
+        """Let go of the cache and of the worker processes."""
+        await self._workers.close()
         await self.cache.close()
 
 

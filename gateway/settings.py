@@ -8,6 +8,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from services.common.server import ServerSettings
 from services.common.settings import CommaSeparated, CommonSettings
+from services.common.workers.settings import WorkerSettings
 
 from .reach.addresses import Target
 
@@ -95,7 +96,7 @@ class FetchSettings(BaseSettings):
         return networks
 
 
-class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, FetchSettings):
+class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, FetchSettings, WorkerSettings):
     """All of the gateway's settings."""
 
     model_config = SettingsConfigDict(

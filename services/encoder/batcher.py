@@ -12,7 +12,7 @@ import structlog
 
 from services.common.embedding import Slice
 from services.common.errors import DeadlineExceeded
-from services.encoder.decode import Frames
+from services.common.media.frames import Frames
 from services.encoder.telemetry import BatchTimes, EncoderMetrics
 
 log = structlog.get_logger()

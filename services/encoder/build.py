@@ -3,7 +3,6 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -15,8 +14,10 @@ from diptych.v1 import encoder_service_pb2
 from services.common.cache import configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.keys import CacheProfile
+from services.common.media.reader import JOBS_MODULE, MediaReader
 from services.common.telemetry.metrics import CacheMetrics
 from services.common.telemetry.process import Telemetry
+from services.common.workers.pool import WorkerPool
 from services.encoder.admission import Admission
 from services.encoder.batcher import Batcher
 from services.encoder.embedder import Embedder
@@ -67,12 +68,12 @@ async def encoder_service(
     metrics.watch(lambda: admission.num_patches, lambda: batcher.num_waiting)
     running = asyncio.create_task(batcher.run())
     try:
-        with ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode") as pool:
+        async with WorkerPool(JOBS_MODULE, settings) as pool:
             yield EncoderService(
                 Pipeline(
                     SliceEncoder(batcher, _profile(loaded)),
                     tiers,
-                    pool,
+                    MediaReader(pool),
                     secret=settings.cache_secret.get_secret_value().encode(),
                     window_patches=settings.batch_patches,
                 ),

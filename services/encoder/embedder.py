@@ -7,7 +7,7 @@ import torch
 
 from services.common.embedding import Slice, is_finite
 from services.common.errors import DiptychError
-from services.encoder.decode import Frames
+from services.common.media.frames import Frames
 from services.encoder.patchify import Patchifier
 from services.encoder.weights import Vision
 

@@ -11,7 +11,7 @@ from diptych.v1.encoder_service_pb2 import EncodeHeader
 from services.common.checkpoint import Preprocessor
 from services.common.errors import InvalidRequest, Violation
 from services.common.keys import KEY_BYTES
-from services.encoder.decode import DecodePlan
+from services.common.media.frames import DecodePlan
 
 Source = Literal["image", "container", "frames"]
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from services.common.checkpoint import Preprocessor
-from services.encoder.decode import Frames
+from services.common.media.frames import Frames
 
 Rows = npt.NDArray[np.float32]
 

@@ -1,16 +1,14 @@
 """One media item from its files to its embeddings: decode ahead, look up, compute what is missing, store."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Final
 
 from services.common.embedding import CachedManifest
-from services.common.errors import InvalidRequest, Violation
+from services.common.errors import DeadlineExceeded, InvalidRequest, Violation
 from services.common.keys import tenant_key
 from services.common.media.errors import MediaError
-from services.encoder.decode import Frames, decode
+from services.common.media.reader import Decoding, MediaReader
+from services.common.workers.files import FileBundle
 from services.encoder.item import Item
 from services.encoder.slices import EncodedSlice, SliceEncoder, SliceInput
 from services.encoder.tiers import Tiers
@@ -20,24 +18,24 @@ _WINDOWS_AHEAD: Final = 2
 
 
 class Pipeline:
-    """Encodes items. Decoding runs in `pool`, ahead of the model by a bounded number of slices."""
+    """Encodes items. Decoding runs in `reader`'s processes, ahead of the model by a bounded number of slices."""
 
     def __init__(
         self,
         slices: SliceEncoder,
         tiers: Tiers,
-        pool: ThreadPoolExecutor,
+        reader: MediaReader,
         *,
         secret: bytes,
         window_patches: int,
     ) -> None:
         self._slices = slices
         self._tiers = tiers
-        self._pool = pool
+        self._reader = reader
         self._secret = secret
         self._window_patches = window_patches
 
-    async def encode(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
+    async def encode(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
         """The slices of an item in order; its manifest is cached when all of them are stored.
 
         Raises InvalidRequest for broken media, and what a slice's own failure was.
@@ -54,28 +52,32 @@ class Pipeline:
             await self._tiers.of(item.tenant).store_manifest(item.media_key, manifest)
         return encoded
 
-    async def _encode_windows(self, item: Item, files: Sequence[bytes], deadline: float) -> list[EncodedSlice]:
+    async def _encode_windows(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
         slice_patches = item.grid[1] * item.grid[2]
         tiers = self._tiers.of(item.tenant, no_store=item.no_store)
-        key, source = tenant_key(self._secret, item.tenant), decode(item.plan, files)
+        num_slices = max(1, self._window_patches // slice_patches)
         tasks: list[asyncio.Task[list[EncodedSlice]]] = []
         try:
-            while window := await self._next_window(source, slice_patches, key):
-                tasks.append(asyncio.create_task(self._slices.encode(window, tiers, deadline)))
-                if len(tasks) > _WINDOWS_AHEAD:
-                    await tasks[-1 - _WINDOWS_AHEAD]
+            async with self._reader.decode(
+                item.plan, files, item.file_sizes, key=item.media_key, max_slices=num_slices
+            ) as decoding:
+                for _ in range(0, item.grid[0], num_slices):
+                    window = await self._next_window(decoding, num_slices, item, deadline)
+                    tasks.append(asyncio.create_task(self._slices.encode(window, tiers, deadline)))
+                    if len(tasks) > _WINDOWS_AHEAD:
+                        await tasks[-1 - _WINDOWS_AHEAD]
             return [part for task in tasks for part in await task]
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _next_window(self, source: Iterator[Frames], num_patches: int, key: bytes) -> list[SliceInput]:
-        """The next slices of `num_patches` each, as many as the model takes at once; none at the end."""
-        num_slices = max(1, self._window_patches // num_patches)
-
-        def take() -> list[SliceInput]:
-            frames = islice(source, num_slices)
-            return [SliceInput(self._slices.key_of(slice_, key), slice_, num_patches) for slice_ in frames]
-
-        return await asyncio.get_running_loop().run_in_executor(self._pool, take)
+    async def _next_window(self, decoding: Decoding, num_slices: int, item: Item, deadline: float) -> list[SliceInput]:
+        """The next slices, as many as the model takes at once. Raises DeadlineExceeded instead of starting late."""
+        if asyncio.get_running_loop().time() >= deadline:
+            raise DeadlineExceeded
+        frames, key = await decoding.take(num_slices), tenant_key(self._secret, item.tenant)
+        num_patches = item.grid[1] * item.grid[2]
+        return await asyncio.to_thread(
+            lambda: [SliceInput(self._slices.key_of(slice_, key), slice_, num_patches) for slice_ in frames]
+        )

@@ -4,7 +4,6 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, suppress
-from itertools import accumulate
 from typing import Any
 
 import grpc
@@ -14,6 +13,7 @@ from diptych.v1 import content_pb2, embedding_pb2, encoder_service_pb2, encoder_
 from services.common.checkpoint import Preprocessor
 from services.common.embedding import MAX_CHUNK_BYTES
 from services.common.errors import DiptychError, InvalidRequest, Violation
+from services.common.workers.files import FileBundle
 from services.encoder.admission import Admission
 from services.encoder.item import Item, Limits, read_header
 from services.encoder.pipeline import Pipeline
@@ -49,7 +49,8 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
         self, request_iterator: Requests, context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[Response]:
         with ExitStack() as room:
-            item, files = await self._receive(request_iterator, room)
+            files = room.enter_context(FileBundle())
+            item = await self._receive(request_iterator, room, files)
             started = time.monotonic()
             encoded = await self._pipeline.encode(item, files, _deadline(context))
             manifest = _manifest(item, encoded, (time.monotonic() - started) * 1000)
@@ -59,16 +60,17 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
                 for chunk in chunks(encoded):
                     yield Response(chunk=chunk)
 
-    async def _receive(self, requests: Requests, room: ExitStack) -> tuple[Item, list[bytes]]:
-        """The checked item and its files. Its patches are counted in `room` before the first byte is read."""
+    async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle) -> Item:
+        """The checked item; its bytes go into `files`. Its patches are counted in `room` before the first is read."""
         try:
             item = read_header(await _header(requests), self._preprocessor, self._limits)
             structlog.contextvars.bind_contextvars(request_id=item.request_id)
             room.enter_context(self._admission.admit(item.num_patches))
-            return item, await _read_files(requests, item.file_sizes)
+            await _read_files(requests, item.file_sizes, files)
         except DiptychError:
             await _discard(requests)
             raise
+        return item
 
     async def GetEncoderCapabilities(  # noqa: N802  # gRPC's name
         self,
@@ -96,20 +98,18 @@ async def _header(requests: Requests) -> encoder_service_pb2.EncodeHeader:
     return first.header
 
 
-async def _read_files(requests: Requests, sizes: Sequence[int]) -> list[bytes]:
+async def _read_files(requests: Requests, sizes: Sequence[int], files: FileBundle) -> None:
     """The files' bytes as announced. Raises InvalidRequest as soon as there are more, or at the end when fewer."""
-    received, announced = bytearray(), sum(sizes)
+    announced = sum(sizes)
     async for request in requests:
         if request.WhichOneof("message") != "chunk":
             raise InvalidRequest([Violation("header", "must be sent once", "REPEATED")])
-        received += request.chunk
-        if len(received) > announced:
+        await files.append(request.chunk)
+        if files.num_bytes > announced:
             break
-    if len(received) != announced:
-        problem = f"add up to {announced} bytes, but {'more' if len(received) > announced else 'fewer'} were sent"
+    if files.num_bytes != announced:
+        problem = f"add up to {announced} bytes, but {'more' if files.num_bytes > announced else 'fewer'} were sent"
         raise InvalidRequest([Violation("header.file_sizes", problem, "SIZE_MISMATCH")])
-    ends = list(accumulate(sizes))
-    return [bytes(received[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 async def _discard(requests: Requests) -> None:

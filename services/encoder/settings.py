@@ -6,12 +6,13 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from services.common.linear import Quantization
-from services.common.media.images import MAX_SOURCE_PIXELS
+from services.common.media.headers import MAX_SOURCE_PIXELS
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
+from services.common.workers.settings import WorkerSettings
 
 
-class EncoderSettings(CommonSettings, ServerSettings):
+class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
     """Read once, from the environment and the command line. A patch is a square of 14 pixels in most checkpoints."""
 
     model_config = SettingsConfigDict(
@@ -28,7 +29,12 @@ class EncoderSettings(CommonSettings, ServerSettings):
     quantize: Quantization = Field(
         "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
     )
-    decode_threads: int = Field(2, ge=1, description="Threads that decode and resize media.")
+    worker_cpu_s: float = Field(
+        default=300.0, gt=0, description="Seconds of CPU that decoding one item may take, long videos included."
+    )
+    worker_timeout_s: float = Field(
+        default=120.0, gt=0, description="Seconds on the clock that a worker may take from one slice to the next."
+    )
     local_cache_bytes: int = Field(
         256 << 20, ge=0, description="Bytes of embeddings kept in this process in front of a shared cache."
     )

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from services.common.embedding import Slice
 from services.common.keys import CacheProfile, slice_key
+from services.common.media.frames import Frames
 from services.encoder.batcher import Batcher
-from services.encoder.decode import Frames
 from services.encoder.flights import Flight, Flights, gather
 from services.encoder.telemetry import BatchTimes, record_batches
 from services.encoder.tiers import Found, Tiers

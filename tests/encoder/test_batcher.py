@@ -10,9 +10,9 @@ from prometheus_client import CollectorRegistry
 
 from services.common.embedding import Slice
 from services.common.errors import DeadlineExceeded, Overloaded
+from services.common.media.frames import Frames
 from services.encoder.admission import Admission
 from services.encoder.batcher import Batcher, RunBatch
-from services.encoder.decode import Frames
 from services.encoder.telemetry import EncoderMetrics
 
 WAIT_S = 10.0

@@ -1,8 +1,8 @@
 import numpy as np
 
 from services.common.embedding import Slice
+from services.common.media.frames import Frames
 from services.encoder.build import Loaded
-from services.encoder.decode import Frames
 from tests.common.media.files import photo
 
 

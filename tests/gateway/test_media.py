@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,9 @@ from gateway.telemetry import GatewayMetrics
 from services.common.cache.open import open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import InvalidRequest, MediaNotFound
+from services.common.media.reader import JOBS_MODULE, MediaReader
+from services.common.workers.pool import WorkerPool
+from services.common.workers.settings import WorkerSettings
 from tests.gateway.conftest import picture
 
 TENANT = "acme"
@@ -26,7 +29,13 @@ MakeLoader = Callable[..., MediaLoader]
 
 
 @pytest.fixture
-def make_loader(model: Checkpoint) -> MakeLoader:
+async def workers() -> AsyncIterator[WorkerPool]:
+    async with WorkerPool(JOBS_MODULE, WorkerSettings()) as pool:
+        yield pool
+
+
+@pytest.fixture
+def make_loader(model: Checkpoint, workers: WorkerPool) -> MakeLoader:
     caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(2)]
     store = MediaStore(caches[0], caches[1], b"")
 
@@ -34,7 +43,9 @@ def make_loader(model: Checkpoint) -> MakeLoader:
         rules: SourceRules | None = None, limits: Limits | None = None, defaults: MediaDefaults | None = None
     ) -> MediaLoader:
         sources = Sources(rules or SourceRules(max_bytes=1 << 20), store, GatewayMetrics(CollectorRegistry()))
-        return MediaLoader(sources, store, model.preprocessor, limits or Limits(), defaults or MediaDefaults())
+        return MediaLoader(
+            sources, store, MediaReader(workers), model.preprocessor, limits or Limits(), defaults or MediaDefaults()
+        )
 
     return make
 

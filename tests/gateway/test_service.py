@@ -469,7 +469,9 @@ async def test_deadlines_are_passed_on(stage: Stage, png: bytes) -> None:
     """A request whose time is over ends as DEADLINE_EXCEEDED, and its encode is cancelled."""
     stage.encoder.gate.clear()
     await chat_capabilities(stage)
-    call = stage.stub.Chat(pb.ChatRequest(conversation=says(content.Image(data=png)), generation=GREEDY), timeout=0.5)
+    picture = says(content.Image(data=png))
+    await stage.stub.CountTokens(pb.CountTokensRequest(conversation=picture), timeout=20)  # its reader runs by now
+    call = stage.stub.Chat(pb.ChatRequest(conversation=picture, generation=GREEDY), timeout=0.5)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
     assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED

@@ -1,6 +1,10 @@
 """What the header of a media file says."""
 
 from dataclasses import dataclass
+from typing import Final
+
+MAX_SOURCE_PIXELS: Final = 64 * 1024 * 1024
+"""Pixels of a picture or a frame before it is resized."""
 
 
 @dataclass(frozen=True, slots=True)

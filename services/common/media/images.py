@@ -7,8 +7,8 @@ from typing import Final
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from services.common.media.errors import MediaError
+from services.common.media.headers import MAX_SOURCE_PIXELS
 
-MAX_SOURCE_PIXELS: Final = 64 * 1024 * 1024
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 # what Pillow raises on hostile bytes, found in its plugins' parsers: none of it may reach a client
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)

@@ -12,8 +12,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from services.common.media.errors import MediaError
-from services.common.media.headers import ImageHeader, VideoHeader
-from services.common.media.images import MAX_SOURCE_PIXELS, open_image, orientation_of
+from services.common.media.headers import MAX_SOURCE_PIXELS, ImageHeader, VideoHeader
+from services.common.media.images import open_image, orientation_of
 from services.common.media.videos import codec_of, is_shown, open_video, quarter_turns
 
 __all__ = ["MAX_VIDEO_FRAMES", "ImageHeader", "MediaError", "VideoHeader", "probe_image", "probe_video"]

@@ -54,13 +54,14 @@ def encode_video(
     rate: int = 24,
     times: Sequence[int] | None = None,
     rotation: int = 0,
+    pix_fmt: str | None = None,
 ) -> bytes:
     """The bytes of a video file; `times` are time stamps in units of 1/1000 s, else frames follow at `rate`."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=container) as output:
         stream: Any = output.add_stream(codec, rate=rate)
         stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pix_fmt or "yuv420p"
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         if rotation:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from services.common.media.decode import decode, load_rgb
 from services.common.media.errors import MediaError
-from services.encoder.decode import DecodePlan, decode, load_rgb
+from services.common.media.frames import DecodePlan
 from tests.common.media.files import encode_image, encode_video, flat_frames, photo
 
 PHOTO = photo().crop((0, 0, 200, 300))

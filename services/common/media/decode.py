@@ -1,21 +1,14 @@
-"""From the bytes of media to uint8 RGB frames at the planned size. No torch: may run in a process of its own."""
+"""From the bytes of media to uint8 RGB frames at the planned size. For worker processes (`jobs.py`)."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 from av.video.frame import VideoFrame
 from PIL import Image
 
 from services.common.media import images, videos
 from services.common.media.errors import MediaError
-
-Pixels: TypeAlias = npt.NDArray[np.uint8]
-"""One frame, [height, width, 3]."""
-Frames: TypeAlias = tuple[Pixels, ...]
-"""The frames of one temporal slice; a still picture is the same object repeated."""
+from services.common.media.frames import DecodePlan, Frames, Pixels
 
 _WHITE = (255, 255, 255)
 _TRANSPOSE = {
@@ -27,18 +20,6 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class DecodePlan:
-    """What to decode: a picture, a container file, or a list of pictures as a video; sizes in pixels."""
-
-    source: Literal["image", "container", "frames"]
-    height: int
-    width: int
-    frame_indices: tuple[int, ...]
-    temporal_patch_size: int
-    max_source_pixels: int
 
 
 def decode(plan: DecodePlan, files: Sequence[bytes]) -> Iterator[Frames]:
@@ -122,7 +103,7 @@ def decode_video(data: bytes, plan: DecodePlan) -> Iterator[Pixels]:
     wanted = iter(plan.frame_indices)
     next_wanted = next(wanted, None)
     with videos.open_video(data) as (container, stream):
-        stream.thread_type = "AUTO"
+        stream.codec_context.thread_count = 1  # a worker has no threads; several videos go side by side
         size: tuple[int, int] | None = None
         for index, frame in enumerate(container.decode(stream)):
             if (frame.height, frame.width) != (size := size or _frame_size(frame, plan)):
@@ -145,6 +126,6 @@ def _frame_size(frame: VideoFrame, plan: DecodePlan) -> tuple[int, int]:
 
 
 def _upright(frame: VideoFrame, plan: DecodePlan) -> Pixels:
-    pixels = np.rot90(frame.to_ndarray(format="rgb24"), videos.quarter_turns(frame))
+    pixels = np.rot90(frame.reformat(format="rgb24", threads=1).to_ndarray(), videos.quarter_turns(frame))
     image = Image.fromarray(np.ascontiguousarray(pixels))
     return np.asarray(image.resize((plan.width, plan.height), Image.Resampling.BICUBIC))
