@@ -32,9 +32,15 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def queries() -> list[str]:
-    """All PromQL of the component."""
+    """All PromQL in the components: alerts, panels, and what KEDA scales by."""
     panels = json.loads((COMPONENT / "diptych.json").read_text())["panels"]
-    return [rule["expr"] for rule in alerts()] + [target["expr"] for panel in panels for target in panel["targets"]]
+    scaled = yaml.safe_load_all((K8S / "components" / "keda" / "scaledobjects.yaml").read_text())
+    triggers = [trigger["metadata"] for document in scaled for trigger in document["spec"]["triggers"]]
+    return [
+        *(rule["expr"] for rule in alerts()),
+        *(target["expr"] for panel in panels for target in panel["targets"]),
+        *(trigger["query"] for trigger in triggers if "query" in trigger),
+    ]
 
 
 def unknown(query: str) -> list[str]:
@@ -48,7 +54,7 @@ def unknown(query: str) -> list[str]:
 
 
 def test_queries_name_what_exists() -> None:
-    """Every series and label in rules and dashboard is one that the services have."""
+    """Every series and label in rules, dashboard and scalers is one that the services have."""
     assert len(queries()) > 30
     assert [(query, problems) for query in queries() if (problems := unknown(query))] == []
 
