@@ -202,8 +202,8 @@ def _reference(job: EncodeJob, slice_keys: Iterable[bytes]) -> Message:
 
 
 def _chunk(job: EncodeJob, byte_offset: int, data: bytes, dtype: str) -> Message:
-    chunk = embedding_pb2.EmbeddingChunk(media_index=job.index, byte_offset=byte_offset, data=data, dtype=dtype)
-    return Message(chunk=chunk)
+    # made in its place: protobuf takes a hundred times as long to copy a message into another one
+    return Message(chunk={"media_index": job.index, "byte_offset": byte_offset, "data": data, "dtype": dtype})
 
 
 def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:

@@ -67,7 +67,7 @@ def pack_slice(rows: memoryview, num_rows: int, width: int, dtype: str) -> list[
     return [head[:-_CHECKSUM_BYTES] + checksum.to_bytes(_CHECKSUM_BYTES, "little"), data]
 
 
-def unpack_slice(value: bytes) -> Slice:
+def unpack_slice(value: bytes | bytearray) -> Slice:
     """The slice in a stored value; its data is a view of `value`. Raises CorruptValue."""
     magic, version, dtype, num_rows, width, size, checksum = _head(_SLICE, value)
     data = memoryview(value)[_SLICE.size :]
@@ -87,10 +87,10 @@ def pack_manifest(manifest: CachedManifest) -> bytes:
     return head + zlib.crc32(keys, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little") + keys
 
 
-def unpack_manifest(value: bytes) -> CachedManifest:
+def unpack_manifest(value: bytes | bytearray) -> CachedManifest:
     """The manifest in a stored value. Raises CorruptValue."""
     magic, version, dtype, t, h, w, width, num_keys, checksum = _head(_MANIFEST, value)
-    keys = value[_MANIFEST.size :]
+    keys = bytes(value[_MANIFEST.size :])
     _check_header(magic, _MANIFEST_MAGIC, version, dtype)
     if num_keys != t or len(keys) != num_keys * KEY_BYTES:
         raise CorruptValue("keys and grid disagree")
@@ -108,7 +108,7 @@ def is_finite(data: memoryview, dtype: str) -> bool:
     return all(int((block & mask).max()) != mask for block in blocks)
 
 
-def _head(layout: struct.Struct, value: bytes) -> tuple[Any, ...]:
+def _head(layout: struct.Struct, value: bytes | bytearray) -> tuple[Any, ...]:
     if len(value) < layout.size:
         raise CorruptValue("truncated header")
     return layout.unpack_from(value)

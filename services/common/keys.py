@@ -31,7 +31,7 @@ def tenant_key(secret: bytes, tenant: str) -> bytes:
     return _mac(secret, ["tenant", tenant])
 
 
-def digest_of(data: bytes) -> str:
+def digest_of(data: bytes | bytearray) -> str:
     """The public name of media: "sha256:" and the hexadecimal SHA-256 of the bytes."""
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from services.common.embedding import CorruptValue
 
-KEY_ID_BYTES = 8
+KEY_ID_BYTES, TAG_BYTES = 8, 16
 NONCE_BYTES = 12  # random: one key may seal 2^32 values before two of them are likely to meet
 
 _HEAD = b"DpSe\x01"
@@ -34,22 +34,24 @@ class Seal:
         """The same secrets for another tenant."""
         return Seal(self._secrets, tenant)
 
-    def close(self, name: str, value: bytes) -> bytes:
+    def close(self, name: str, value: bytes | bytearray) -> bytes:
         """`value` sealed, to be stored under `name`."""
         head, nonce = _HEAD + key_id(self._secrets[0]), os.urandom(NONCE_BYTES)
         sealed = self._keys[head[len(_HEAD) :]].encrypt(nonce, value, head + name.encode())
         return b"".join((head, nonce, sealed))
 
-    def open(self, name: str, value: bytes) -> bytes:
+    def open(self, name: str, value: bytes | bytearray) -> bytearray:
         """The value behind a sealed one. Raises CorruptValue for whatever is not its tenant's and its name's."""
-        head, nonce = value[:_KEY_ID_END], value[_KEY_ID_END:_NONCE_END]
+        head, nonce = bytes(value[:_KEY_ID_END]), bytes(value[_KEY_ID_END:_NONCE_END])
         key = self._keys.get(head[len(_HEAD) :]) if head.startswith(_HEAD) else None
-        if key is None or len(nonce) < NONCE_BYTES:
+        opened = bytearray(max(len(value) - _NONCE_END - TAG_BYTES, 0))
+        if key is None or len(value) < _NONCE_END + TAG_BYTES:
             raise CorruptValue("not sealed with a known secret")
         try:
-            return key.decrypt(nonce, memoryview(value)[_NONCE_END:], head + name.encode())
+            key.decrypt_into(nonce, memoryview(value)[_NONCE_END:], head + name.encode(), opened)
         except InvalidTag as error:
             raise CorruptValue("does not open") from error
+        return opened
 
 
 @lru_cache(maxsize=8)

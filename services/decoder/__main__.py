@@ -25,7 +25,7 @@ SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"]
 async def run(settings: DecoderSettings) -> None:
     """Load the model, serve until a stop signal, drain."""
     telemetry = open_telemetry("decoder")
-    cache = configured_cache(settings, telemetry.cache)
+    cache = configured_cache(settings, telemetry.cache, local_bytes=settings.local_cache_bytes)
     checkpoint = Checkpoint.open(settings.model)
     # in this thread, so that a stop signal ends it
     engine, service = build_decoder(settings, checkpoint, cache, telemetry)

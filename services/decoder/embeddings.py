@@ -1,15 +1,19 @@
 """A media item's embeddings, put together from cached slices or from chunks, and checked."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diptych.v1 import embedding_pb2
 
+from services.common.cache import EmbeddingCache
 from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES, Slice, is_finite
 from services.common.errors import InvalidRequest, Violation
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+READ_BYTES = 16 << 20  # of slices that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +30,42 @@ class RowsFormat:
         """Rows of the whole item."""
         return self.num_slices * self.slice_rows
 
+    @property
+    def slice_bytes(self) -> int:
+        """Of a slice in the decoder's own type."""
+        return self.slice_rows * self.width * DTYPE_BYTES[self.dtype]
 
-def rows_from_slices(slices: Sequence[Slice | None], form: RowsFormat) -> torch.Tensor | None:
-    """Rows [num_rows, width] of an item; None if a slice is missing or is not what this prompt needs."""
-    if len(slices) != form.num_slices:
+
+async def rows_from_cache(cache: EmbeddingCache, slice_keys: Sequence[bytes], form: RowsFormat) -> torch.Tensor | None:
+    """Rows [num_rows, width] of an item; None if a slice is missing or is not what this prompt needs.
+
+    Holds a few slices beside the rows; one that is alone becomes the rows without a copy.
+    """
+    rows = torch.empty(form.num_rows if form.num_slices > 1 else 0, form.width, dtype=TORCH_DTYPES[form.dtype])
+    num_together = max(1, READ_BYTES // form.slice_bytes)
+    for start in range(0, form.num_slices, num_together):
+        parts = await cache.get_slices(slice_keys[start : start + num_together])
+        checked = await asyncio.to_thread(_all_checked, parts, form)
+        for i, part in enumerate(checked, start):
+            if part is None:
+                return None
+            if form.num_slices == 1:
+                return part.to(rows.dtype)
+            rows[i * form.slice_rows : (i + 1) * form.slice_rows] = part
+    return rows
+
+
+def _all_checked(parts: Sequence[Slice | None], form: RowsFormat) -> list[torch.Tensor | None]:
+    return [_checked(part, form) for part in parts]
+
+
+def _checked(part: Slice | None, form: RowsFormat) -> torch.Tensor | None:
+    if part is None or (part.num_rows, part.width) != (form.slice_rows, form.width):
         return None
-    parts = []
-    for part in slices:
-        if part is None or (part.num_rows, part.width) != (form.slice_rows, form.width):
-            return None
-        if not is_finite(part.data, part.dtype):
-            return None
-        parts.append(_tensor(bytearray(part.data), part.dtype, form.width).to(TORCH_DTYPES[form.dtype]))
-    return torch.cat(parts)
+    if not is_finite(part.data, part.dtype):
+        return None
+    # torch takes no memory that must not be written; a small value is bytes, and a large one is not
+    return _tensor(bytearray(part.data) if part.data.readonly else part.data, part.dtype, form.width)
 
 
 class ChunkAssembler:
@@ -77,5 +104,5 @@ def refused(field: str, description: str, reason: str) -> InvalidRequest:
     return InvalidRequest([Violation(field, description, reason)])
 
 
-def _tensor(data: bytearray, dtype: str, width: int) -> torch.Tensor:
+def _tensor(data: bytearray | memoryview, dtype: str, width: int) -> torch.Tensor:
     return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).view(-1, width)

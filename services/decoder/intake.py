@@ -6,7 +6,7 @@ import torch
 from diptych.v1 import decoder_service_pb2, embedding_pb2
 
 from services.common.cache import EmbeddingCache
-from services.decoder.embeddings import ChunkAssembler, RowsFormat, refused, rows_from_slices
+from services.decoder.embeddings import ChunkAssembler, RowsFormat, refused, rows_from_cache
 
 
 class EmbeddingIntake:
@@ -44,8 +44,7 @@ class EmbeddingIntake:
         form = self._forms[index]
         if len(reference.slice_keys) != form.num_slices:
             raise refused("reference.slice_keys", f"must be {form.num_slices}, one a slice", "SIZE_MISMATCH")
-        slices = await self._cache.get_slices(list(reference.slice_keys))
-        rows = rows_from_slices(slices, form)
+        rows = await rows_from_cache(self._cache, reference.slice_keys, form)
         if rows is None:
             self._missing(index)
         else:

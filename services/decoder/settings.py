@@ -35,6 +35,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
     cuda_graphs: bool = Field(
         True, description="On CUDA with flash-attn: whether streams are continued by captured graphs."
     )
+    local_cache_bytes: int = Field(
+        256 << 20, ge=0, description="Bytes of embeddings kept in this process in front of a shared cache."
+    )
     embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
     slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")
     grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 import structlog
-from diptych.v1 import content_pb2, embedding_pb2, encoder_service_pb2, encoder_service_pb2_grpc
+from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grpc
 
 from services.common.checkpoint import Preprocessor
 from services.common.embedding import MAX_CHUNK_BYTES
@@ -57,8 +57,8 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
             _log(item, manifest)
             yield Response(manifest=manifest)
             if item.inline or not manifest.stored:
-                for chunk in chunks(encoded):
-                    yield Response(chunk=chunk)
+                for response in chunks(encoded):
+                    yield response
 
     async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle) -> Item:
         """The checked item; its bytes go into `files`. Its patches are counted in `room` before the first is read."""
@@ -80,14 +80,18 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
         return self._capabilities
 
 
-def chunks(encoded: Sequence[EncodedSlice]) -> Iterator[embedding_pb2.EmbeddingChunk]:
-    """The rows of all slices in order, at most 1 MiB a chunk."""
+def chunks(encoded: Sequence[EncodedSlice]) -> Iterator[Response]:
+    """The rows of all slices in order, at most 1 MiB a chunk.
+
+    A chunk is made in its place: protobuf copies a message that is given to another one, which takes a hundred times as
+    long.
+    """
     offset = 0
     for part in encoded:
         data = part.rows.data
         for start in range(0, len(data), MAX_CHUNK_BYTES):
             piece = bytes(data[start : start + MAX_CHUNK_BYTES])
-            yield embedding_pb2.EmbeddingChunk(byte_offset=offset, data=piece, dtype=part.rows.dtype)
+            yield Response(chunk={"byte_offset": offset, "data": piece, "dtype": part.rows.dtype})
             offset += len(piece)
 
 

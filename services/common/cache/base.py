@@ -10,7 +10,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, TypeVar
+from typing import Protocol, Self, TypeAlias, TypeVar
 
 import structlog
 
@@ -33,6 +33,8 @@ THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event lo
 
 log = structlog.get_logger()
 T = TypeVar("T")
+Value: TypeAlias = bytes | bytearray
+"""What a store gives. Nobody changes it, whatever its type allows: it may be in a tier of this process."""
 
 
 class ByteStore(Protocol):
@@ -40,9 +42,9 @@ class ByteStore(Protocol):
 
     shared: bool
 
-    async def get(self, keys: Sequence[str]) -> list[bytes | None]: ...
+    async def get(self, keys: Sequence[str]) -> list[Value | None]: ...
     async def contains(self, keys: Sequence[str]) -> list[bool]: ...
-    async def put(self, values: Mapping[str, bytes]) -> None: ...
+    async def put(self, values: Mapping[str, Value]) -> None: ...
     async def delete(self, keys: Sequence[str]) -> None: ...
     async def ping(self) -> None: ...
     async def close(self) -> None: ...
@@ -128,10 +130,10 @@ class EmbeddingCache:
     async def get_media(self, tenant_key: bytes, digest: str) -> bytes | None:
         """Media that the tenant has sent before, None when it is gone."""
 
-        def verified(value: bytes) -> bytes:
+        def verified(value: Value) -> bytes:
             if digest_of(value) != digest:
                 raise CorruptValue("digest")
-            return value
+            return bytes(value)
 
         return (await self._get([_upload(tenant_key, digest)], verified))[0]
 
@@ -154,7 +156,7 @@ class EmbeddingCache:
         """What has happened so far."""
         return replace(self._stats)
 
-    async def _get(self, keys: Sequence[str], unpack: Callable[[bytes], T]) -> list[T | None]:
+    async def _get(self, keys: Sequence[str], unpack: Callable[[Value], T]) -> list[T | None]:
         if not keys:
             return []
         try:
@@ -171,7 +173,7 @@ class EmbeddingCache:
         await self._discard([k for k, v, f in zip(keys, values, found, strict=True) if v is not None and f is None])
         return found
 
-    def _verified(self, key: str, value: bytes | None, unpack: Callable[[bytes], T]) -> T | None:
+    def _verified(self, key: str, value: Value | None, unpack: Callable[[Value], T]) -> T | None:
         try:
             return None if value is None else unpack(self._seal.open(key, value) if self._seal else value)
         except CorruptValue:

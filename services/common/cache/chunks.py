@@ -6,8 +6,10 @@ A server sends one value without a pause, and one reply is read under one timeou
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+
+from services.common.cache.base import Value
 
 MAX_VALUE_BYTES = 4 << 20
 MAX_CHUNKS = 1024
@@ -15,7 +17,7 @@ MAX_CHUNKS = 1024
 _HEAD = struct.Struct("<4sQI")  # magic, bytes, checksum
 _MAGIC = b"DpCh"
 
-Pair = tuple[str, bytes | memoryview]
+Pair = tuple[str, bytes | bytearray | memoryview]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Head:
     checksum: int
 
     @classmethod
-    def of(cls, value: bytes | None) -> "Head | None":
+    def of(cls, value: Value | None) -> "Head | None":
         """The head that a stored value is, None when it is a value of its own (or damaged, which its reader sees)."""
         if value is None or len(value) != _HEAD.size or not value.startswith(_MAGIC):
             return None
@@ -43,13 +45,8 @@ class Head:
     def chunk_keys(self, key: str) -> list[str]:
         return [f"{key}:{self.checksum:08x}:{i}" for i in range(self.num_chunks)]
 
-    def joined(self, chunks: Sequence[bytes | None]) -> bytes:
-        """The value; empty, which verifies as nothing, when a chunk is gone."""
-        value = b"".join(chunk for chunk in chunks if chunk is not None)
-        return value if len(value) == self.num_bytes else b""
 
-
-def split(values: Mapping[str, bytes]) -> Iterator[Pair]:
+def split(values: Mapping[str, Value]) -> Iterator[Pair]:
     """What to write for `values`, in order. A small value that looks like a head is split too, so none is mistaken."""
     for key, value in values.items():
         if len(value) <= MAX_VALUE_BYTES and not value.startswith(_MAGIC):

@@ -4,6 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
+from services.common.cache.base import Value
 from services.common.cache.errors import StoreError
 
 
@@ -14,16 +15,16 @@ class MemoryStore:
 
     def __init__(self, *, ttl_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._ttl_s, self._max_bytes, self._clock = ttl_s, max_bytes, clock
-        self._values: OrderedDict[str, tuple[float, bytes]] = OrderedDict()  # least recently used first
+        self._values: OrderedDict[str, tuple[float, Value]] = OrderedDict()  # least recently used first
         self._num_bytes = 0
 
-    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[str]) -> list[Value | None]:
         return [self._read(key) for key in keys]
 
     async def contains(self, keys: Sequence[str]) -> list[bool]:
         return [self._read(key) is not None for key in keys]
 
-    async def put(self, values: Mapping[str, bytes]) -> None:
+    async def put(self, values: Mapping[str, Value]) -> None:
         if sum(len(value) for value in values.values()) > self._max_bytes:
             raise StoreError("larger than the whole store")
         for key, value in values.items():
@@ -44,7 +45,7 @@ class MemoryStore:
         self._values.clear()
         self._num_bytes = 0
 
-    def _read(self, key: str) -> bytes | None:
+    def _read(self, key: str) -> Value | None:
         expires, value = self._values.get(key, (0.0, None))
         if value is None:
             return None

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from services.common.cache.base import ByteStore
+from services.common.cache.base import ByteStore, Value
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.telemetry.metrics import CacheMetrics
 
@@ -17,7 +17,7 @@ class MeteredStore:
         self.shared = store.shared
         self._source = "redis" if store.shared else "local"
 
-    async def get(self, keys: Sequence[str]) -> list[bytes | None]:
+    async def get(self, keys: Sequence[str]) -> list[Value | None]:
         with self._measured("get"):
             values = await self._store.get(keys)
         num_hits = sum(value is not None for value in values)
@@ -31,7 +31,7 @@ class MeteredStore:
         with self._measured("contains"):
             return await self._store.contains(keys)
 
-    async def put(self, values: Mapping[str, bytes]) -> None:
+    async def put(self, values: Mapping[str, Value]) -> None:
         with self._measured("put"):
             await self._store.put(values)
         self._count_bytes("written", sum(map(len, values.values())))

@@ -7,14 +7,17 @@ from services.common.cache.lease import Leases
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
+from services.common.cache.tiered import LOCAL_TTL_S, TieredStore
 from services.common.cache_url import parse_cache_url
 from services.common.seal import Seal
 from services.common.settings import CommonSettings
 from services.common.telemetry.metrics import CacheMetrics
 
 
-def configured_cache(settings: CommonSettings, metrics: CacheMetrics | None = None) -> EmbeddingCache:
-    """The cache that a service is told to use, measured."""
+def configured_cache(
+    settings: CommonSettings, metrics: CacheMetrics | None = None, *, local_bytes: int = 0
+) -> EmbeddingCache:
+    """The cache that a service is told to use, measured; a shared one behind `local_bytes` of this process."""
     return open_cache(
         settings.cache_url,
         ttl_s=settings.cache_ttl_s,
@@ -22,6 +25,7 @@ def configured_cache(settings: CommonSettings, metrics: CacheMetrics | None = No
         max_bytes=settings.cache_max_bytes,
         secrets=settings.cache_secrets,
         metrics=metrics,
+        local_bytes=local_bytes,
     )
 
 
@@ -33,17 +37,23 @@ def open_cache(  # noqa: PLR0913 -- a store, its bounds, and what stands before 
     timeout_s: float = REPLY_TIMEOUT_S,
     secrets: Sequence[bytes] = (),
     metrics: CacheMetrics | None = None,
+    local_bytes: int = 0,
 ) -> EmbeddingCache:
     """The cache at a URL of cache_url.py's forms: all but memory:// share values among processes.
 
     What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
-    process is not, and is at most `max_bytes`. What is asked of the store is counted in `metrics`. Nothing is connected
-    yet: a server that is down is a cache that misses. ValueError for another URL.
+    process is not, and is at most `max_bytes`. With `local_bytes`, copies of what is shared stay here for a minute,
+    sealed as they are. What is asked of the store is counted in `metrics`. Nothing is connected yet: a server that is
+    down is a cache that misses. ValueError for another URL.
     """
     if parse_cache_url(url).kind == "memory":
         return EmbeddingCache(_metered(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes), metrics))
     store = RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s)
-    return EmbeddingCache(_metered(store, metrics), Seal(secrets) if secrets else None, Leases(store))
+    values = _metered(store, metrics)
+    if local_bytes:
+        local = MemoryStore(ttl_s=min(ttl_s, LOCAL_TTL_S), max_bytes=local_bytes)
+        values = TieredStore(_metered(local, metrics), values)
+    return EmbeddingCache(values, Seal(secrets) if secrets else None, Leases(store))
 
 
 def _metered(store: ByteStore, metrics: CacheMetrics | None) -> ByteStore:

@@ -72,6 +72,7 @@ class Pulse:
 
     async def _answers(self) -> bool:
         ping = asyncio.create_task(self._client.ping())
+        ping.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to hear it
         try:
             if not await done_within(ping, self._timeout_s):
                 self.up = False

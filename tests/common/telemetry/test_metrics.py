@@ -14,6 +14,7 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
+from services.common.cache.base import Value
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
@@ -95,7 +96,7 @@ async def test_a_store_that_fails_is_an_error_and_no_latency(error: StoreError, 
     registry = CollectorRegistry()
     store = MemoryStore(ttl_s=60, max_bytes=1000)
 
-    async def fail(keys: Sequence[str]) -> list[bytes | None]:  # noqa: ARG001 -- a store's signature
+    async def fail(keys: Sequence[str]) -> list[Value | None]:  # noqa: ARG001 -- a store's signature
         raise error
 
     store.get = fail  # type: ignore[method-assign]
