@@ -36,7 +36,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
         True, description="On CUDA with flash-attn: whether streams are continued by captured graphs."
     )
     local_cache_bytes: int = Field(
-        256 << 20, ge=0, description="Bytes of embeddings kept in this process in front of a shared cache."
+        0,
+        ge=0,
+        description="Bytes of embeddings kept in this process for a minute, in front of a shared cache; 0 is none.",
     )
     embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
     slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")

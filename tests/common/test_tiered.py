@@ -6,6 +6,8 @@ from services.common.cache.errors import StoreError
 from services.common.cache.memory import MemoryStore
 from services.common.cache.tiered import TieredStore
 
+A, B, LARGE = (f"diptych:slice:{name}" for name in ("a", "b", "large"))
+
 
 class SharedStore(MemoryStore):
     """Counts what it is asked for, and fails when told to."""
@@ -35,33 +37,41 @@ def tiered(shared: SharedStore) -> TieredStore:
 
 async def test_a_value_is_fetched_once(tiered: TieredStore, shared: SharedStore) -> None:
     """What was read is here from then on; what was not there is asked for again."""
-    await shared.put({"a": b"1"})
-    assert await tiered.get(["a", "b", "a"]) == [b"1", None, b"1"]
-    assert await tiered.get(["a", "b"]) == [b"1", None]
-    assert shared.asked == ["a", "b", "b"]
+    await shared.put({A: b"1"})
+    assert await tiered.get([A, B, A]) == [b"1", None, b"1"]
+    assert await tiered.get([A, B]) == [b"1", None]
+    assert shared.asked == [A, B, B]
 
 
 async def test_the_tier_stays_within_its_bytes(tiered: TieredStore, shared: SharedStore) -> None:
     """A value larger than the tier passes through, and others make room for each other."""
-    await shared.put({"large": b"x" * 11, "a": b"x" * 6, "b": b"x" * 6})
+    await shared.put({LARGE: b"x" * 11, A: b"x" * 6, B: b"x" * 6})
     for _ in range(2):
-        assert [len(value or b"") for value in await tiered.get(["large", "a", "b"])] == [11, 6, 6]
-    assert shared.asked == ["large", "a", "b", "large", "a"]
+        assert [len(value or b"") for value in await tiered.get([LARGE, A, B])] == [11, 6, 6]
+    assert shared.asked == [LARGE, A, B, LARGE, A]
 
 
 async def test_copies_outlive_an_outage(tiered: TieredStore, shared: SharedStore) -> None:
     """While the shared store is down, what is here is given and the rest is missing; nothing at all is an error."""
-    await shared.put({"a": b"1", "b": b"2"})
-    await tiered.get(["a"])
+    await shared.put({A: b"1", B: b"2"})
+    await tiered.get([A])
     shared.is_down = True
-    assert await tiered.get(["a", "b"]) == [b"1", None]
+    assert await tiered.get([A, B]) == [b"1", None]
     with pytest.raises(StoreError):
-        await tiered.get(["b"])
+        await tiered.get([B])
 
 
 async def test_what_is_deleted_is_gone_from_both(tiered: TieredStore, shared: SharedStore) -> None:
     """A value that did not verify does not come back from the tier."""
-    await shared.put({"a": b"1"})
-    await tiered.get(["a"])
-    await tiered.delete(["a"])
-    assert await tiered.get(["a"]) == [None]
+    await shared.put({A: b"1"})
+    await tiered.get([A])
+    await tiered.delete([A])
+    assert await tiered.get([A]) == [None]
+
+
+async def test_only_slices_stay(tiered: TieredStore, shared: SharedStore) -> None:
+    """Whatever else is stored may change under its key, and is asked for each time."""
+    await shared.put({"diptych:manifest:a": b"1"})
+    assert await tiered.get(["diptych:manifest:a"]) == [b"1"]
+    await shared.put({"diptych:manifest:a": b"2"})
+    assert await tiered.get(["diptych:manifest:a"]) == [b"2"]

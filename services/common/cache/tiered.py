@@ -10,9 +10,9 @@ LOCAL_TTL_S = 60.0  # a copy does not know how old the value is: it may outlive 
 
 
 class TieredStore:
-    """Reads from `local` first and keeps there what it has found in `shared`.
+    """Reads from `local` first and keeps there the slices that it has found in `shared`.
 
-    Keys name content, so that a copy cannot be stale.
+    A slice's key names its content, so that a copy cannot be stale.
     """
 
     shared = True
@@ -31,7 +31,7 @@ class TieredStore:
             fetched = {}  # half of what was wanted is better than nothing
         for key, value in fetched.items():
             found[key] = value
-            if value is not None:
+            if value is not None and ":slice:" in key:
                 with contextlib.suppress(StoreError):  # larger than the whole tier
                     await self._local.put({key: value})
         return [found[key] for key in keys]
