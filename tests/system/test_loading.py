@@ -14,8 +14,15 @@ import pytest
 from tests.harness import wait_until
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("module", ["gateway", "services.encoder", "services.decoder"])
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("gateway", signal.SIGINT),
+        ("gateway", signal.SIGTERM),
+        ("services.encoder", signal.SIGTERM),
+        ("services.decoder", signal.SIGTERM),
+    ],
+)
 def test_stops_while_it_loads(module: str, number: signal.Signals, tmp_path: Path) -> None:
     """A service whose checkpoint is still being read ends with 0 at once, and says nothing of it."""
     config = tmp_path / "config.json"
