@@ -119,12 +119,12 @@ def held_out_case(skill: str, beginning: str) -> "Case":
 
 
 def cache_table(url: str) -> Table:
-    """What the cache holds, by kind of key: `diptych:KIND:HEX`."""
+    """What the cache holds, by kind of key: `diptych:TENANT:KIND:HEX`."""
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     with Redis.from_url(url) as client:
         for key in client.scan_iter("diptych:*"):
-            kind = key.decode().split(":")[1]
+            kind = key.decode().split(":")[2]
             counts[kind] += 1
             sizes[kind] += client.strlen(key)
     table = Table("in Redis now", "entries", "bytes")

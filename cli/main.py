@@ -92,6 +92,18 @@ def model(address: Address = DEFAULT_ADDRESS, json: Json = False) -> None:
 
 
 @app.command()
+def purge(
+    tenant: Annotated[str | None, typer.Option(help="Another tenant, which needs a token of scope admin.")] = None,
+    address: Address = DEFAULT_ADDRESS,
+    json: Json = False,
+) -> None:
+    """Remove everything that is kept or cached of your tenant, work under way included."""
+    from cli import purge as command
+
+    raise typer.Exit(command.run(address, tenant, as_json=json))
+
+
+@app.command()
 def token(
     name: Annotated[str, typer.Argument(help="The tenant: letters, digits, dots, dashes and underscores.")],
     admin: Annotated[bool, typer.Option("--admin", help="A token that may administer, too.")] = False,

@@ -13,6 +13,7 @@ from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
 
 from .caller import guards_of
+from .quotas import QuotaInterceptor
 from .reach.kinds import open_pools
 from .readiness import readiness
 from .rooms import Rooms
@@ -39,7 +40,7 @@ def main() -> None:
 async def run(settings: GatewaySettings) -> None:
     """Serve until SIGTERM or SIGINT."""
     telemetry = open_telemetry("gateway")
-    guards = [telemetry.interceptor(), *guards_of(settings)]
+    identify = [telemetry.interceptor(), *guards_of(settings)]
     checkpoint = Checkpoint.open(settings.model)
     async with telemetry.served(settings.metrics_listen, settings), open_pools(settings) as pools:
         rooms = Rooms(settings, checkpoint, pools, telemetry)
@@ -50,6 +51,7 @@ async def run(settings: GatewaySettings) -> None:
 
         try:
             ready = readiness(pools, rooms.capabilities)
+            guards = [*identify, QuotaInterceptor(rooms.quotas)]
             await serve(settings, register, [SERVICE_NAME], stop=stop, guards=guards, readiness=ready)
         finally:
             await rooms.close()

@@ -9,6 +9,7 @@ from grpc_health.v1 import health
 from grpc_reflection.v1alpha import reflection
 
 from services.common.identity import CertificateInterceptor, TokenFile, TokenInterceptor, current_identity
+from services.common.keys import Owner
 
 from .deadline import Deadline
 from .settings import GatewaySettings
@@ -18,18 +19,23 @@ DEADLINE_MARGIN_S = 0.05  # what remains for the gateway's own last words
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One request's identity: an id made here, the tenant it belongs to, and its deadline."""
+    """One request's identity: an id made here, whose it is, and its deadline."""
 
     request_id: str
-    tenant: str
+    owner: Owner
     deadline: Deadline
+
+    @property
+    def tenant(self) -> str:
+        """The tenant it belongs to."""
+        return self.owner.tenant
 
 
 def caller_of(context: "grpc.aio.ServicerContext[Any, Any]", longest_s: float) -> Caller:
     """The caller behind an RPC; without a deadline of its own it gets `longest_s` seconds."""
     remaining = context.time_remaining()
     seconds = longest_s if remaining is None else min(remaining, longest_s)
-    return Caller(secrets.token_hex(16), current_identity().tenant, Deadline.after(seconds - DEADLINE_MARGIN_S))
+    return Caller(secrets.token_hex(16), Owner(current_identity().tenant), Deadline.after(seconds - DEADLINE_MARGIN_S))
 
 
 def guards_of(settings: GatewaySettings) -> list[grpc.aio.ServerInterceptor]:

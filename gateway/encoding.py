@@ -55,11 +55,12 @@ class Encoding:
         """The slice keys of an item of which the shared cache has everything."""
         if not self._cache.shared:
             return None
-        manifest = await self._cache.of(tenant).get_manifest(media_key)
+        cache = self._cache.of(tenant)
+        manifest = await cache.get_manifest(media_key)
         if manifest is None or (manifest.grid, manifest.width) != (item.plan.grid, width):
             return None
         keys = list(manifest.slice_keys)
-        complete = len(keys) == item.plan.grid[0] and all(await self._cache.has_slices(keys))
+        complete = len(keys) == item.plan.grid[0] and all(await cache.has_slices(keys))
         return keys if complete else None
 
     async def send(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
@@ -169,7 +170,8 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
     item, plan = job.item, job.item.plan
     header = encoder_service_pb2.EncodeHeader(
         request_id=job.caller.request_id,
-        tenant=job.caller.tenant,
+        tenant=job.caller.owner.tenant,
+        epoch=job.caller.owner.epoch,
         kind=item.kind,
         file_sizes=[len(file) for file in item.files],
         resized_height=plan.height,

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from services.common.checkpoint import Preprocessor
 from services.common.errors import InvalidRequest
+from services.common.keys import Owner
 from services.common.media.errors import MediaError, MediaRuleError
 from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, plan_frames, plan_image, plan_video
 from services.common.media.reader import MediaReader
@@ -90,9 +91,9 @@ class MediaLoader:
         self._defaults = defaults
 
     @traced("fetch")
-    async def load(self, conversation: content_pb2.Conversation, tenant: str) -> list[MediaItem]:
+    async def load(self, conversation: content_pb2.Conversation, owner: Owner) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
-        budget = _Budget(tenant, self._limits.max_request_media_bytes)
+        budget = _Budget(owner, self._limits.max_request_media_bytes)
         return await _gather(
             [
                 self._load_image(f"{path}.image", part.image, budget)
@@ -102,17 +103,17 @@ class MediaLoader:
             ]
         )
 
-    async def remember(self, items: Sequence[MediaItem], tenant: str) -> None:
+    async def remember(self, items: Sequence[MediaItem], owner: Owner) -> None:
         """Keep every file, so that later requests can name it by its digest."""
         names = {digest: file for item in items for digest, file in zip(item.file_digests, item.files, strict=True)}
         await asyncio.gather(
-            *(self._store.put(tenant, f"sha256:{digest.hex()}", file) for digest, file in names.items())
+            *(self._store.put(owner, f"sha256:{digest.hex()}", file) for digest, file in names.items())
         )
 
     async def _read(self, field: str, source: Source, kind: MediaKind, budget: "_Budget") -> bytes:
         async with budget.gate:
             budget.take(field, 0)
-            data = await self._sources.read(field, source, kind, budget.tenant)
+            data = await self._sources.read(field, source, kind, budget.owner)
             budget.take(field, len(data))
             return data
 
@@ -171,7 +172,7 @@ class MediaLoader:
 class _Budget:
     """What one request's media may still take, and how many are read at once."""
 
-    tenant: str
+    owner: Owner
     num_bytes: int
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_READS))
 
@@ -183,7 +184,7 @@ class _Budget:
 
     def key_of(self, digests: Sequence[bytes]) -> bytes:
         """What stands for these files of this tenant."""
-        return hashlib.sha256(b"".join([self.tenant.encode(), b"\0", *digests])).digest()
+        return hashlib.sha256(b"".join([self.owner.tenant.encode(), b"\0", *digests])).digest()
 
 
 def media_parts(conversation: content_pb2.Conversation) -> Iterator[tuple[str, content_pb2.Part]]:

@@ -1,7 +1,7 @@
 """Media sent before, by digest: in the shared cache, and in this process while there is none."""
 
-from services.common.cache.base import EmbeddingCache
-from services.common.keys import tenant_key
+from services.common.cache.base import EmbeddingCache, Removed
+from services.common.keys import Owner, tenant_key
 
 
 class MediaStore:
@@ -15,15 +15,19 @@ class MediaStore:
         self._local = local
         self._secret = secret
 
-    async def put(self, tenant: str, digest: str, data: bytes) -> bool:
+    async def put(self, owner: Owner, digest: str, data: bytes) -> bool:
         """Keep `data` under its digest. False when neither place took it."""
-        key = tenant_key(self._secret, tenant)
-        if await self._shared.of(tenant).put_media(key, digest, data):
+        key = tenant_key(self._secret, owner.tenant, owner.epoch)
+        if await self._shared.of(owner.tenant, owner.epoch).put_media(key, digest, data):
             return True
-        return await self._local.put_media(key, digest, data)
+        return await self._local.of(owner.tenant, owner.epoch).put_media(key, digest, data)
 
-    async def get(self, tenant: str, digest: str) -> bytes | None:
+    async def get(self, owner: Owner, digest: str) -> bytes | None:
         """The bytes sent before, or None."""
-        key = tenant_key(self._secret, tenant)
-        data = await self._shared.of(tenant).get_media(key, digest)
-        return data if data is not None else await self._local.get_media(key, digest)
+        key = tenant_key(self._secret, owner.tenant, owner.epoch)
+        data = await self._shared.of(owner.tenant).get_media(key, digest)
+        return data if data is not None else await self._local.of(owner.tenant).get_media(key, digest)
+
+    async def purge_local(self, owner: Owner) -> Removed:
+        """Remove what this process holds of the tenant; from now on `owner.epoch` is its epoch."""
+        return await self._local.of(owner.tenant).purge(owner.epoch) or Removed()

@@ -10,12 +10,13 @@ from diptych.v1 import content_pb2, generation_pb2
 from services.common.errors import PromptTooLong
 
 from .affinity import prefix_key
-from .answer import Answer
+from .answer import Answer, Delta
 from .caller import Caller
 from .decoding import DecodeJob
 from .encoding import EncodeJob
 from .media import MediaItem
 from .prompt import Prompt
+from .quotas import cost_of
 from .rooms import Rooms
 from .stopwatch import Stopwatch
 from .telemetry import Event, observed
@@ -45,7 +46,7 @@ class Pipeline:
         """Steps 2, 3 and 6: what is wrong, the media and their plans, the ids. Needs no other service."""
         rooms = self._rooms
         require_valid(conversation, generation, rooms.limits, rooms.vocab_size)
-        items = await caller.deadline.bound(rooms.media.load(conversation, caller.tenant))
+        items = await caller.deadline.bound(rooms.media.load(conversation, caller.owner))
         turns = turns_of(conversation, items)
         prompt = await asyncio.to_thread(rooms.prompts.build, turns, add_vision_id=conversation.add_vision_id)
         prefix = prefix_key(conversation, items, caller.tenant)
@@ -64,11 +65,19 @@ class Pipeline:
         prepared = await self.prepare(conversation, asked, caller)
         watch.lap("media_ms")
         job, generation = await self._plan(prepared, asked, caller)
-        remembering = asyncio.create_task(self.remember(prepared, caller))
-        yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
+        with rooms.quotas.cost(caller.tenant, cost_of(prepared.items, len(prepared.prompt.token_ids), generation)):
+            remembering = asyncio.create_task(self.remember(prepared, caller))
+            yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
+            answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
+            async with aclosing(self._deltas(job, answer, watch)) as deltas:
+                async for delta in deltas:
+                    yield delta
+            await remembering
+        yield rooms.reports.finished(prepared.prompt, answer, job, watch)
 
-        answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
-        async with aclosing(rooms.decoding.generate(job)) as responses:
+    async def _deltas(self, job: DecodeJob, answer: Answer, watch: Stopwatch) -> AsyncGenerator[Delta]:
+        """What the decoder says, as text; `answer` knows the end."""
+        async with aclosing(self._rooms.decoding.generate(job)) as responses:
             async for response in responses:
                 watch.first("time_to_first_token_ms")
                 if response.WhichOneof("event") == "finished":
@@ -79,13 +88,11 @@ class Pipeline:
                     yield delta
                 if answer.is_over:
                     break  # a stop string ended the last choice: leaving cancels the decoder's work
-        await remembering
-        yield rooms.reports.finished(prepared.prompt, answer, job, watch)
 
     async def remember(self, prepared: Prepared, caller: Caller) -> None:
         """Keep the media for later requests to name, unless this one forbids it."""
         if not prepared.no_store:
-            await self._rooms.media.remember(prepared.items, caller.tenant)
+            await self._rooms.media.remember(prepared.items, caller.owner)
 
     async def _plan(
         self, prepared: Prepared, asked: generation_pb2.Generation, caller: Caller

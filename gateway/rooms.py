@@ -20,11 +20,14 @@ from .caller import Caller
 from .capabilities import Capabilities, profile_of
 from .decoding import Decoding
 from .encoding import EncodeJob, Encoding
+from .epochs import Epochs
 from .fetch import Fetcher, FetchRules
 from .generation import GenerationRules
 from .media import MediaItem, MediaLoader
 from .media_store import MediaStore
 from .prompt import Prompt, PromptBuilder
+from .purge import Purge
+from .quotas import Quota, Quotas
 from .reach.kinds import Decoder, Encoder, Pools
 from .reports import Reports
 from .settings import GatewaySettings
@@ -48,6 +51,9 @@ class Rooms:
         self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
         self._workers = WorkerPool(JOBS_MODULE, settings)
         self._workers.start()
+        self.quotas = Quotas(Quota(settings.quota_calls, settings.quota_cost), settings.quotas_file)
+        self.epochs = Epochs(self.cache)
+        self.purge = Purge(self.cache, self.store, pools)
         self.media = MediaLoader(
             Sources(_source_rules(settings), self.store, self.metrics),
             self.store,
@@ -64,10 +70,6 @@ class Rooms:
         self.capabilities = Capabilities(checkpoint, pools)
         self.reports = Reports(checkpoint, self.prompts, self.generation, self.capabilities)
 
-    def tenant_key(self, caller: Caller) -> bytes:
-        """The key from which the tenant's cache keys are made."""
-        return keys.tenant_key(self._secret, caller.tenant)
-
     def longest_prompt(self, max_context_tokens: int) -> int:
         """Tokens that a prompt may have: one of the context stays for the answer."""
         return min(max_context_tokens - 1, self.limits.max_prompt_tokens or max_context_tokens)
@@ -76,7 +78,7 @@ class Rooms:
         """The key of an item's embeddings."""
         plan = item.plan
         return keys.media_key(
-            self.tenant_key(caller),
+            keys.tenant_key(self._secret, caller.owner.tenant, caller.owner.epoch),
             plan.kind,
             item.file_digests,
             plan.height,
@@ -114,7 +116,8 @@ class Rooms:
         """The decoder's first message."""
         return decoder_service_pb2.Prompt(
             request_id=caller.request_id,
-            tenant=caller.tenant,
+            tenant=caller.owner.tenant,
+            epoch=caller.owner.epoch,
             token_ids=prompt.token_ids,
             media=[
                 decoder_service_pb2.MediaPlacement(

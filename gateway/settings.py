@@ -114,6 +114,16 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         validation_alias="DIPTYCH_ALLOW_REFLECTION",
         description="Show the API to callers without a token, too.",
     )
+    quota_calls: int = Field(default=0, ge=0, description="Calls that a tenant may have under way here; 0 is no limit.")
+    quota_cost: int = Field(
+        default=0,
+        ge=0,
+        description="Patches, prompt tokens and tokens still to be answered that a tenant may have under way here; 0 is"
+        " no limit.",
+    )
+    quotas_file: FilePath | None = Field(
+        default=None, description="Quotas of single tenants: lines of tenant, calls and cost."
+    )
     greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
     max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")
     max_connection_age_s: float = Field(

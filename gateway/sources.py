@@ -10,6 +10,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from services.common.errors import InvalidRequest, MediaNotFound, Violation
+from services.common.keys import Owner
 
 from .fetch import Fetcher, FetchError
 from .media_store import MediaStore
@@ -44,11 +45,11 @@ class Sources:
         self._store = store
         self._metrics = metrics
 
-    async def read(self, field: str, source: Source, kind: MediaKind, tenant: str) -> bytes:
+    async def read(self, field: str, source: Source, kind: MediaKind, owner: Owner) -> bytes:
         """The bytes of the item at `field`. Raises InvalidRequest, or MediaNotFound for an unknown digest."""
         which = source.WhichOneof("source")
         if which == "digest":
-            data = await self._store.get(tenant, source.digest)
+            data = await self._store.get(owner, source.digest)
             if data is None:
                 raise MediaNotFound(f"{field}.digest")
         elif which == "uri":

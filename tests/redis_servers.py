@@ -80,7 +80,7 @@ def unix(folder: Path) -> Iterator[Backend]:
 @contextmanager
 def acl(_folder: Path) -> Iterator[Backend]:
     """A server where a user of our own may do what docs/cache.md says and nothing else."""
-    commands = "+get +set +exists +unlink +ping +eval +pexpire +del +scan +hello +select"
+    commands = "+get +set +exists +unlink +ping +eval +pexpire +del +scan +strlen +hello +select"
     rules = f"user diptych on >{PASSWORD.replace(' ', '')} ~* {commands}".split()
     with LocalRedis(arguments=["--user", *rules[1:]]) as server:
         quoted = PASSWORD.replace(" ", "").replace("/", "%2F")

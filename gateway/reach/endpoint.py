@@ -61,7 +61,7 @@ class Endpoint(Generic[StubT, InfoT]):
         self.breaker = CircuitBreaker()
         self.num_losses = 0
         self._kind, self._channel, self._on_change = kind, channel, on_change
-        self._stub = kind.make_stub(channel)
+        self.stub = kind.make_stub(channel)
         self._num_calls = 0
         self._load, self._num_calls_then = Load(), 0
         self._state = grpc.ChannelConnectivity.IDLE
@@ -96,7 +96,7 @@ class Endpoint(Generic[StubT, InfoT]):
         self._num_calls += 1
         self._is_idle.clear()
         try:
-            yield self._stub
+            yield self.stub
             self.breaker.succeeded()
         except grpc.aio.AioRpcError as error:
             raise self._noted(from_rpc_error(error, self._kind.name), error.code().name) from error
@@ -160,8 +160,8 @@ class Endpoint(Generic[StubT, InfoT]):
 
     async def _probe(self) -> None:
         try:
-            info = await self._kind.describe(self._stub, PROBE_TIMEOUT_S)
-            load = await self._kind.measure(self._stub, PROBE_TIMEOUT_S)
+            info = await self._kind.describe(self.stub, PROBE_TIMEOUT_S)
+            load = await self._kind.measure(self.stub, PROBE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             self._has_failed_probe = True
             self.breaker.failed()

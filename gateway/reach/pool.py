@@ -45,6 +45,11 @@ class Pool(Generic[StubT, InfoT]):
         """The endpoints that calls may go to; what each of them runs is known."""
         return [endpoint for endpoint in self._endpoints.values() if endpoint.status is Status.USABLE]
 
+    @property
+    def endpoints(self) -> list[Endpoint[StubT, InfoT]]:
+        """All that are known, whether calls may go to them or not."""
+        return list(self._endpoints.values())
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool[StubT, InfoT]"]:
         """Look for endpoints and watch them meanwhile."""

@@ -107,6 +107,13 @@ class MediaNotFound(DiptychError):
         self.field = field
 
 
+class PermissionDenied(DiptychError):
+    """The caller is known and may not do this."""
+
+    code = grpc.StatusCode.PERMISSION_DENIED
+    reason = "PERMISSION_DENIED"
+
+
 class Overloaded(DiptychError):
     """A queue is full. The caller may try again after `retry_after_s`."""
 
@@ -123,6 +130,16 @@ class Overloaded(DiptychError):
         info = details.RetryInfo()
         info.retry_delay.FromMilliseconds(round(self.retry_after_s * 1000))
         return [info]
+
+
+class QuotaExceeded(Overloaded):
+    """The tenant has as much under way as it may: `quota` names what."""
+
+    reason = "QUOTA_EXCEEDED"
+
+    def __init__(self, quota: str, limit: int, *, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"the tenant's quota of {quota} is used up: {limit}", retry_after_s=retry_after_s)
+        self.metadata = {"quota": quota, "limit": str(limit)}
 
 
 class ServiceUnavailable(DiptychError):

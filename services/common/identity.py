@@ -4,35 +4,28 @@ A server that is given one of the interceptors denies by default: who is not kno
 method, and only the services named as open answer everybody.
 """
 
-import asyncio
 import hashlib
 import hmac
-import os
 import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import grpc
-import structlog
 
 from services.common.errors import DiptychError
 from services.common.interceptors import Context, Handler, behaviour_of, with_behaviour
+from services.common.watched_file import WatchedFile
 
 Scope = Literal["user", "admin"]
 
 TENANT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-LOOK_INTERVAL_S = 1.0  # a token that is taken out of the file is refused this soon
-DISCARD_S = 1.0
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,42 +62,19 @@ class TokenFileError(ValueError):
 class TokenFile:
     """The tokens in a file, a line each: tenant, scope (user or admin), SHA-256 of the token. `#` starts a comment.
 
-    The file is read again when it has changed, which is looked for at most every LOOK_INTERVAL_S. Raises TokenFileError
-    or OSError at first; later a file that cannot be used is logged, and the tokens known before stay.
+    The file is read again when it has changed (see watched_file.py). Raises TokenFileError or OSError at first.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._path, self._clock = path, clock
-        self._stamp = self._look()
-        self._callers = parse_tokens(path.read_text())
-        self._next_look = clock() + LOOK_INTERVAL_S
+        self._file = WatchedFile(path, parse_tokens, "tokens", clock=clock)
 
     def find(self, token: str) -> Identity | None:
         """The caller with that token. Compares with every line in constant time."""
-        self._refresh()
         digest, found = hash_token(token), None
-        for known, identity in self._callers.items():
+        for known, identity in self._file.read().items():
             if hmac.compare_digest(known, digest):
                 found = identity
         return found
-
-    def _refresh(self) -> None:
-        if self._clock() < self._next_look:
-            return
-        self._next_look = self._clock() + LOOK_INTERVAL_S
-        try:
-            if (stamp := self._look()) == self._stamp:
-                return
-            self._stamp = stamp
-            self._callers = parse_tokens(self._path.read_text())
-        except (OSError, ValueError) as error:
-            log.warning("tokens not read", reason=type(error).__name__)
-            return
-        log.info("tokens read again", num_items=len(self._callers))
-
-    def _look(self) -> tuple[int, int, int]:
-        stat = os.stat(self._path)  # noqa: PTH116 -- follows links, as a mounted Secret is one
-        return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def parse_tokens(text: str) -> dict[str, Identity]:
@@ -197,12 +167,7 @@ def _identified(handler: Handler, identify: Callable[[Context], Identity]) -> Ha
     return with_behaviour(handler, run)
 
 
-async def _refuse(requests: Any, _: Context) -> bytes:
-    """Reads, and drops, what the caller sends: grpc.aio turns a call refused while it writes into INTERNAL there."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(DISCARD_S):
-            async for _ in requests:
-                pass
+async def _refuse(_requests: Any, _: Context) -> bytes:
     raise Unauthenticated
 
 

@@ -1,7 +1,8 @@
 """The one place where exceptions of handlers become statuses."""
 
+import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import grpc
@@ -9,6 +10,8 @@ import structlog
 from grpc_status import rpc_status
 
 from services.common.errors import to_status
+
+DISCARD_S = 1.0
 
 log = structlog.get_logger()
 
@@ -29,6 +32,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         return handler and _guarded(handler, handler_call_details.method)
 
 
+async def discard(requests: AsyncIterator[Any]) -> None:
+    """Read, and drop, what a refused caller still sends: it would see INTERNAL if its call ended meanwhile."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            async for _ in requests:
+                pass
+
+
 def _guarded(handler: Handler, method: str) -> Handler:
     """The same handler with its exceptions translated."""
     behaviour = behaviour_of(handler)
@@ -37,6 +48,8 @@ def _guarded(handler: Handler, method: str) -> Handler:
         try:
             return await behaviour(request, context)
         except Exception as error:
+            if handler.request_streaming:
+                await discard(request)
             await _abort(error, context, method)
 
     async def stream(request: Any, context: Context) -> None:

@@ -2,7 +2,8 @@
 
 A key is HMAC-SHA256(tenant key, fields), each field with its length in front, so that no two different lists of fields
 read the same. Tenants never share a key, and nobody can compute another tenant's. A URL or a client's own name for a
-thing is never part of a key: content is.
+thing is never part of a key: content is. A purge gives the tenant a new epoch and with it new keys, so that nobody asks
+for what was stored before.
 """
 
 import hashlib
@@ -13,6 +14,8 @@ from typing import TypeAlias
 
 SCHEMA = "diptych.embedding.v1"
 KEY_BYTES = 32
+EPOCH_BYTES = 16
+TAG_BYTES = 16
 
 Field: TypeAlias = str | bytes | int
 
@@ -26,9 +29,22 @@ class CacheProfile:
     preprocessing: str
 
 
-def tenant_key(secret: bytes, tenant: str) -> bytes:
-    """The 32-byte key from which all keys of one tenant are made."""
-    return _mac(secret, ["tenant", tenant])
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose data: a tenant, and what its last purge has set; empty if there was none lately."""
+
+    tenant: str
+    epoch: bytes = b""
+
+
+def tenant_key(secret: bytes, tenant: str, epoch: bytes = b"") -> bytes:
+    """The 32-byte key from which all keys of one tenant are made, until a purge changes its epoch."""
+    return _mac(secret, ["tenant", tenant, epoch] if epoch else ["tenant", tenant])
+
+
+def tenant_tag(tenant: str) -> str:
+    """What the names of all of a tenant's values begin with, so that a purge finds them, whatever secret is in use."""
+    return _mac(b"", ["tag", tenant])[:TAG_BYTES].hex()
 
 
 def digest_of(data: bytes | bytearray) -> str:

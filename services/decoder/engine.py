@@ -4,6 +4,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import structlog
@@ -100,6 +101,21 @@ class Engine:
             request.media[media_index].rows = rows
 
         self._command(place)
+
+    def purge(self, tenant: str) -> "Future[int]":
+        """Let no block of a tenant be found any more, nor one of what runs for it; how many could be."""
+        done: Future[int] = Future()
+
+        def forget() -> None:
+            for request in self._requests:
+                if request.tenant == tenant:
+                    request.disown()
+            blocks = self._scheduler.forget(tenant)
+            self._runner.cache.clear([block for block in blocks if not self._scheduler.is_used(block)])
+            done.set_result(len(blocks))
+
+        self._command(forget)
+        return done
 
     def _loop(self) -> None:
         torch.set_num_threads(self._num_threads)  # the thread that starts this one may compute with fewer

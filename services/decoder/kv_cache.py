@@ -23,6 +23,7 @@ class BlockPool:
         self._num_users = [0] * num_blocks
         self._hash_of: dict[int, bytes] = {}
         self._by_hash: dict[bytes, int] = {}
+        self._tenant_of: dict[int, str] = {}  # of hashed blocks
         self._idle: OrderedDict[int, None] = OrderedDict()  # hashed, no user; least recently used first
 
     @property
@@ -59,11 +60,12 @@ class BlockPool:
             if self._num_users[block] == 0:
                 self._retire(block)
 
-    def publish(self, block: int, block_hash: bytes) -> None:
-        """Let a full block be found by its hash; the first of equal blocks is the one that is found."""
+    def publish(self, block: int, block_hash: bytes, tenant: str = "") -> None:
+        """Let a full block of a tenant be found by its hash; the first of equal blocks is the one that is found."""
         if block_hash not in self._by_hash and block not in self._hash_of:
             self._by_hash[block_hash] = block
             self._hash_of[block] = block_hash
+            self._tenant_of[block] = tenant
 
     def find(self, block_hash: bytes) -> int | None:
         """The block that holds this content, if there is one."""
@@ -78,6 +80,12 @@ class BlockPool:
         for block in blocks:
             self._forget(block)
 
+    def withdraw_all_of(self, tenant: str) -> list[int]:
+        """Withdraw what a tenant has published: these blocks."""
+        blocks = [block for block, owner in self._tenant_of.items() if owner == tenant]
+        self.withdraw(blocks)
+        return blocks
+
     def _retire(self, block: int) -> None:
         if block in self._hash_of:
             self._idle[block] = None
@@ -88,6 +96,7 @@ class BlockPool:
         block_hash = self._hash_of.pop(block, None)
         if block_hash is not None:
             del self._by_hash[block_hash]
+            del self._tenant_of[block]
         if block in self._idle:
             del self._idle[block]
             self._empty.append(block)

@@ -88,7 +88,7 @@ class Scheduler:
         first, last = chunk.start // self._block_size, chunk.end // self._block_size
         self._extend_hashes(sequence, last)
         for index in range(first, last):
-            self._pool.publish(sequence.blocks[index], sequence.block_hashes[index])
+            self._pool.publish(sequence.blocks[index], sequence.block_hashes[index], sequence.request.tenant)
 
     def remove(self, sequences: Iterable[Sequence]) -> None:
         """Forget sequences that have ended or are not wanted any more, and free their blocks."""
@@ -113,6 +113,14 @@ class Scheduler:
     def load(self) -> Load:
         """Figures of this moment."""
         return Load(len(self.running), len(self.waiting), self._pool.num_used, self._num_preemptions)
+
+    def forget(self, tenant: str) -> list[int]:
+        """Let the blocks of a tenant not be found any more: those that could be."""
+        return self._pool.withdraw_all_of(tenant)
+
+    def is_used(self, block: int) -> bool:
+        """Whether some sequence holds this block."""
+        return self._pool.is_used(block)
 
     def discard(self, sequences: list[Sequence]) -> list[int]:
         """Like `remove`, for keys and values that cannot be trusted: the blocks that nobody uses any more."""

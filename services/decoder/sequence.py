@@ -1,5 +1,6 @@
 """What is being generated: a request, and one sequence for each of its choices."""
 
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
@@ -150,6 +151,12 @@ class Request:
         self.sequences = [Sequence(self, index) for index in range(self.params.num_choices)]
         for sequence, token_ids in zip(self.sequences, self.resumed, strict=False):
             sequence.take_up(token_ids)
+
+    def disown(self) -> None:
+        """From now on like `no_store`: what is computed for it is found by itself alone, and not when it is over."""
+        self.no_store, self.root_hash = True, secrets.token_bytes(32)
+        for sequence in self.sequences:
+            sequence.block_hashes.clear()
 
     @property
     def max_tokens(self) -> int:

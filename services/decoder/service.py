@@ -119,6 +119,15 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             num_preemptions=load.num_preemptions,
         )
 
+    async def PurgeDecoder(  # noqa: N802
+        self, request: decoder_service_pb2.PurgeDecoderRequest, _context: Context
+    ) -> decoder_service_pb2.PurgeDecoderResponse:
+        """Forget a tenant's blocks."""
+        if not request.tenant:
+            raise refused("tenant", "is empty", "REQUIRED")
+        num_blocks = await asyncio.wrap_future(self._engine.purge(request.tenant))
+        return decoder_service_pb2.PurgeDecoderResponse(num_blocks=num_blocks)
+
     async def _read_prompt(self, requests: Messages) -> tuple[CheckedPrompt, decoder_service_pb2.Prompt]:
         first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "prompt":
@@ -163,7 +172,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
     ) -> Request:
         num_tokens, spans = len(checked.token_ids), checked.spans
         shares = self._facts.prefix_cache and not prompt.no_store
-        salt = b"" if shares else secrets.token_bytes(16)
+        salt = prompt.epoch if shares else secrets.token_bytes(16)
         return Request(
             request_id=prompt.request_id,
             tenant=prompt.tenant,

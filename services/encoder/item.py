@@ -37,6 +37,7 @@ class Item:
     media_key: bytes
     inline: bool
     no_store: bool
+    epoch: bytes
 
     @property
     def num_patches(self) -> int:
@@ -66,6 +67,7 @@ def read_header(header: EncodeHeader, pre: Preprocessor, limits: Limits) -> Item
         media_key=header.media_key,
         inline=header.inline_embeddings,
         no_store=header.no_store,
+        epoch=header.epoch,
     )
 
 

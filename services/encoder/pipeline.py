@@ -3,6 +3,7 @@
 import asyncio
 from typing import Final
 
+from services.common.cache.base import Removed
 from services.common.embedding import CachedManifest
 from services.common.errors import DeadlineExceeded, InvalidRequest, Violation
 from services.common.keys import tenant_key
@@ -49,12 +50,16 @@ class Pipeline:
         if all(part.stored for part in encoded):
             rows, keys = encoded[0].rows, tuple(part.key for part in encoded)
             manifest = CachedManifest(item.grid, rows.width, rows.dtype, keys)
-            await self._tiers.of(item.tenant).store_manifest(item.media_key, manifest)
+            await self._tiers.of(item.tenant, item.epoch).store_manifest(item.media_key, manifest)
         return encoded
+
+    async def purge(self, tenant: str, epoch: bytes) -> Removed:
+        """Remove a tenant's embeddings from this process, which is told its new epoch."""
+        return await self._tiers.purge_local(tenant, epoch)
 
     async def _encode_windows(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
         slice_patches = item.grid[1] * item.grid[2]
-        tiers = self._tiers.of(item.tenant, no_store=item.no_store)
+        tiers = self._tiers.of(item.tenant, item.epoch, no_store=item.no_store)
         num_slices = max(1, self._window_patches // slice_patches)
         tasks: list[asyncio.Task[list[EncodedSlice]]] = []
         try:
@@ -76,7 +81,7 @@ class Pipeline:
         """The next slices, as many as the model takes at once. Raises DeadlineExceeded instead of starting late."""
         if asyncio.get_running_loop().time() >= deadline:
             raise DeadlineExceeded
-        frames, key = await decoding.take(num_slices), tenant_key(self._secret, item.tenant)
+        frames, key = await decoding.take(num_slices), tenant_key(self._secret, item.tenant, item.epoch)
         num_patches = item.grid[1] * item.grid[2]
         return await asyncio.to_thread(
             lambda: [SliceInput(self._slices.key_of(slice_, key), slice_, num_patches) for slice_ in frames]

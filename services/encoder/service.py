@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
@@ -13,6 +13,8 @@ from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grp
 from services.common.checkpoint import Preprocessor
 from services.common.embedding import MAX_CHUNK_BYTES
 from services.common.errors import DiptychError, InvalidRequest, Violation
+from services.common.interceptors import discard
+from services.common.keys import EPOCH_BYTES
 from services.common.workers.files import FileBundle
 from services.encoder.admission import Admission
 from services.encoder.item import Item, Limits, read_header
@@ -22,7 +24,6 @@ from services.encoder.slices import EncodedSlice
 log = structlog.get_logger()
 
 _NO_DEADLINE_S = 3600.0
-_DISCARD_S = 1.0
 Requests = AsyncIterator[encoder_service_pb2.EncodeRequest]
 Response = encoder_service_pb2.EncodeResponse
 
@@ -68,9 +69,21 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
             room.enter_context(self._admission.admit(item.num_patches))
             await _read_files(requests, item.file_sizes, files)
         except DiptychError:
-            await _discard(requests)
+            await discard(requests)
             raise
         return item
+
+    async def PurgeEncoder(  # noqa: N802  # gRPC's name
+        self,
+        request: encoder_service_pb2.PurgeEncoderRequest,
+        context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
+    ) -> encoder_service_pb2.PurgeEncoderResponse:
+        if not request.tenant:
+            raise InvalidRequest([Violation("tenant", "is empty", "REQUIRED")])
+        if len(request.epoch) != EPOCH_BYTES:
+            raise InvalidRequest([Violation("epoch", f"must have {EPOCH_BYTES} bytes", "WRONG_LENGTH")])
+        removed = await self._pipeline.purge(request.tenant, request.epoch)
+        return encoder_service_pb2.PurgeEncoderResponse(num_values=removed.num_values, num_bytes=removed.num_bytes)
 
     async def GetEncoderCapabilities(  # noqa: N802  # gRPC's name
         self,
@@ -114,14 +127,6 @@ async def _read_files(requests: Requests, sizes: Sequence[int], files: FileBundl
     if files.num_bytes != announced:
         problem = f"add up to {announced} bytes, but {'more' if files.num_bytes > announced else 'fewer'} were sent"
         raise InvalidRequest([Violation("header.file_sizes", problem, "SIZE_MISMATCH")])
-
-
-async def _discard(requests: Requests) -> None:
-    """Let the caller finish sending: grpc.aio turns a call refused while it writes into INTERNAL on its side."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_S):
-            async for _ in requests:
-                pass
 
 
 def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:

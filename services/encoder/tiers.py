@@ -5,6 +5,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from services.common.cache import EmbeddingCache
+from services.common.cache.base import Removed
 from services.common.cache.lease import Patience
 from services.common.embedding import CachedManifest, Slice
 from services.common.telemetry.spans import traced
@@ -24,9 +25,14 @@ class Tiers:
     def __init__(self, local: EmbeddingCache, shared: EmbeddingCache | None, *, no_store: bool = False) -> None:
         self._local, self._shared, self.no_store = local, shared, no_store
 
-    def of(self, tenant: str, *, no_store: bool = False) -> "Tiers":
-        """The same tiers, what is shared sealed for `tenant`. With `no_store` they are read and never written."""
-        return Tiers(self._local, self._shared.of(tenant) if self._shared is not None else None, no_store=no_store)
+    def of(self, tenant: str, epoch: bytes = b"", *, no_store: bool = False) -> "Tiers":
+        """The same tiers for `tenant`, in its `epoch`. With `no_store` they are read and never written."""
+        shared = self._shared.of(tenant, epoch) if self._shared is not None else None
+        return Tiers(self._local.of(tenant, epoch), shared, no_store=no_store)
+
+    async def purge_local(self, tenant: str, epoch: bytes) -> Removed:
+        """Remove what this process holds of `tenant`; what is under way in another epoch than `epoch` is not kept."""
+        return await self._local.of(tenant).purge(epoch) or Removed()
 
     @traced("cache")
     async def look_up(self, keys: Sequence[bytes]) -> dict[bytes, Found]:

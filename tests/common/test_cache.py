@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from services.common.cache import EmbeddingCache, open_cache
-from services.common.cache.base import ByteStore
+from services.common.cache.base import ByteStore, Removed
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
 from services.common.cache_url import parse_cache_url
@@ -107,7 +107,7 @@ async def test_nan_and_infinity_are_never_cached(cache: EmbeddingCache, bad: flo
 async def test_a_damaged_value_is_a_miss_and_is_deleted(store: ByteStore, cache: EmbeddingCache, damage: str) -> None:
     """A value that does not verify is never used and does not stay."""
     await cache.put_slices({KEY: embedding()})
-    name = f"diptych:slice:{KEY.hex()}"
+    name = cache._name("slice", KEY)
     (value,) = await store.get([name])
     assert value is not None
     damaged = {"cut": value[:-1], "flipped": value[:-1] + bytes([value[-1] ^ 1]), "foreign": b"x" * 99, "empty": b""}
@@ -133,8 +133,8 @@ async def test_sealed_values_say_nothing(store: ByteStore) -> None:
     await cache.put_slices({KEY: embedding()})
     await cache.put_manifest(KEY, MANIFEST)
     await cache.put_media(TENANT, digest_of(b"a picture"), b"a picture")
-    media = f"diptych:media:{upload_key(TENANT, digest_of(b'a picture')).hex()}"
-    values = await store.get([f"diptych:slice:{KEY.hex()}", f"diptych:manifest:{KEY.hex()}", media])
+    media = upload_key(TENANT, digest_of(b"a picture"))
+    values = await store.get([cache._name("slice", KEY), cache._name("manifest", KEY), cache._name("media", media)])
     joined = b"".join(value or b"" for value in values)
     assert len(joined) > 6 * 8 * 4
     assert not any(secret in joined for secret in (bytes(embedding().data[:8]), b"DpSl", b"DpMf", b"a picture", OTHER))
@@ -162,7 +162,7 @@ async def test_a_value_does_not_open_under_another_name(store: ByteStore) -> Non
     """Values that somebody has exchanged in the store are misses where they are sealed, and plain ones do not open."""
     sealed = EmbeddingCache(store, Seal([b"secret"])).of("acme")
     await sealed.put_slices({KEY: embedding(), OTHER: embedding(seed=1)})
-    names = [f"diptych:slice:{key.hex()}" for key in (KEY, OTHER)]
+    names = [sealed._name("slice", key) for key in (KEY, OTHER)]
     first, second = await store.get(names)
     assert first is not None
     assert second is not None
@@ -170,6 +170,39 @@ async def test_a_value_does_not_open_under_another_name(store: ByteStore) -> Non
     assert await sealed.get_slices([KEY, OTHER]) == [None, None]
     await EmbeddingCache(store).put_slices({KEY: embedding()})
     assert await sealed.get_slices([KEY]) == [None]
+
+
+async def test_a_purge_takes_all_of_one_tenant(cache: EmbeddingCache, store: ByteStore) -> None:
+    """Values of every kind and size go and are counted, of that tenant alone; nothing is left but the new epoch."""
+    other = cache.of("globex")
+    for owner in (cache, other):
+        assert await owner.put_slices({KEY: embedding(), OTHER: embedding(LARGE_ROWS)})
+        assert await owner.put_manifest(KEY, MANIFEST)
+        assert await owner.put_media(TENANT, digest_of(b"a picture"), b"a picture")
+    removed = await cache.purge(b"e" * 16)
+    assert removed is not None
+    assert removed.num_values == (
+        4 if isinstance(store, MemoryStore) else 7
+    )  # there, a large slice is a head and three
+    assert removed.num_bytes > LARGE_ROWS * 8 * 4
+    assert await cache.has_slices([KEY, OTHER]) == [False, False]
+    assert (await cache.get_manifest(KEY), await cache.get_media(TENANT, digest_of(b"a picture"))) == (None, None)
+    assert await other.has_slices([KEY, OTHER]) == [True, True]
+    assert (await cache.epoch(), await other.epoch()) == (b"e" * 16, b"")
+    assert await cache.purge(b"f" * 16) == Removed(0, 0)
+
+
+async def test_what_began_before_a_purge_does_not_stay(cache: EmbeddingCache, store: ByteStore) -> None:
+    """A writer that knows an older epoch is told that nothing is stored, and its values go; a later one's stay."""
+    late = cache.of("acme", b"d" * 16)
+    await cache.purge(b"e" * 16)
+    for writer in (cache.of("acme"), late):
+        assert not await writer.put_slices({KEY: embedding(LARGE_ROWS)})
+        assert await writer.has_slices([KEY]) == [False]
+    assert await store.delete_prefix(cache._prefix) == Removed(0, 0)
+    after = cache.of("acme", b"e" * 16)
+    assert await after.put_slices({KEY: embedding()})
+    assert await after.get_slices([KEY]) == [embedding()]
 
 
 async def test_counts(cache: EmbeddingCache) -> None:

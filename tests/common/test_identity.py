@@ -12,7 +12,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.common.channels import open_channel
 from services.common.identity import (
-    LOOK_INTERVAL_S,
     CertificateInterceptor,
     Identity,
     TokenFile,
@@ -24,6 +23,7 @@ from services.common.identity import (
     token_line,
 )
 from services.common.tls import TlsSettings, channel_credentials
+from services.common.watched_file import LOOK_INTERVAL_S
 from tests.certificates import Authority
 from tests.harness import failure
 

@@ -205,7 +205,7 @@ async def test_a_lost_chunk(cache: EmbeddingCache, admin: Redis) -> None:
 
 async def test_a_foreign_type(cache: EmbeddingCache, admin: Redis) -> None:
     """A list or a hash under our key is a miss and is deleted."""
-    name = f"diptych:slice:{KEY.hex()}"
+    name = cache._name("slice", KEY)
     await admin.delete(name)
     await admin.rpush(name, "x")
     assert await cache.get_slices([KEY]) == [None]

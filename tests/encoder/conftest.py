@@ -21,8 +21,9 @@ WAIT_S = 20.0
 
 
 def settings_for(model: Path, **overrides: Any) -> EncoderSettings:
-    """Settings for tests: one thread, and no time lost when a server stops."""
-    return load(EncoderSettings, model=str(model), threads=1, drain_grace_s=1, drain_notice_s=0, **overrides)
+    """Settings for tests: one thread, no time lost when a server stops, and patience with Redis on a busy machine."""
+    chosen = {"threads": 1, "drain_grace_s": 1, "drain_notice_s": 0, "cache_timeout_s": 5, **overrides}
+    return load(EncoderSettings, model=str(model), **chosen)
 
 
 @pytest.fixture(scope="session")

@@ -82,7 +82,7 @@ async def test_a_shared_cache_holds_the_slices_and_the_manifest(serve_encoder: S
         inline = await client.encode(header, PNG)
     assert (stored.manifest.stored, stored.data) == (True, b"")
     assert inline.manifest.stored
-    cache = open_cache(redis_url, ttl_s=60, max_bytes=1)
+    cache = open_cache(redis_url, ttl_s=60, max_bytes=1).of("shared")
     manifest = await cache.get_manifest(b"a" * 32)
     assert manifest is not None
     assert (manifest.grid, manifest.slice_keys) == ((1, 8, 8), tuple(stored.manifest.slice_keys))
@@ -102,7 +102,7 @@ async def test_a_secret_seals_what_is_shared(serve_encoder: Serve, redis_url: st
     keys = first.manifest.slice_keys
     cache = open_cache(redis_url, ttl_s=60, max_bytes=1, secrets=[b"hidden"])
     assert await cache.of("sealed").get_manifest(b"s" * 32) is not None
-    (stored,) = await cache._store.get([f"diptych:slice:{keys[0].hex()}"])
+    (stored,) = await cache._store.get([cache.of("sealed")._name("slice", keys[0])])
     assert stored is not None
     assert first.data[:32] not in stored
     (rows,) = await cache.of("sealed").get_slices(keys)
@@ -164,11 +164,11 @@ async def test_redis_down_means_inline(serve_encoder: Serve) -> None:
 
 async def test_what_redis_has_lost_is_given_back(serve_encoder: Serve, redis_url: str) -> None:
     """After a flush, the encoder's own tier restores the shared cache before it says `stored`."""
-    cache = open_cache(redis_url, ttl_s=60, max_bytes=1)
+    cache = open_cache(redis_url, ttl_s=60, max_bytes=1).of("flushed")
     header = image_header(PNG, SIDE, SIDE, tenant="flushed")
     async with serve_encoder(cache_url=redis_url) as client:
         keys = (await client.encode(header, PNG)).manifest.slice_keys
-        await cache._store.delete([f"diptych:slice:{key.hex()}" for key in keys])  # no flush in its API
+        await cache._store.delete([cache._name("slice", key) for key in keys])  # no flush in its API
         assert await cache.has_slices(keys) == [False]
         reply = await client.encode(header, PNG)
     assert (reply.manifest.stored, reply.manifest.num_cached_slices) == (True, 1)

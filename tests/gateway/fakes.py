@@ -19,6 +19,7 @@ from diptych.v1 import (
 )
 
 from gateway.caller import guards_of
+from gateway.quotas import QuotaInterceptor
 from gateway.reach.kinds import open_pools
 from gateway.rooms import Rooms
 from gateway.service import ChatService
@@ -254,13 +255,16 @@ async def staged(checkpoint: Checkpoint, *, digests: Sequence[str] = ("", ""), *
         serving(encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server, encoder) as (encoder_at, encoder_server),
         serving(decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server, decoder) as (decoder_at, decoder_server),
         open_pools(
-            chosen := GatewaySettings(model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **settings)
+            chosen := GatewaySettings(
+                model=str(checkpoint.path), encoder=encoder_at, decoder=decoder_at, **{"cache_timeout_s": 5, **settings}
+            )
         ) as pools,
     ):
         rooms = Rooms(chosen, checkpoint, pools, Telemetry("gateway"))
         register = chat_service_pb2_grpc.add_ChatServiceServicer_to_server
+        guards = [*guards_of(chosen), QuotaInterceptor(rooms.quotas)]
         async with (
-            serving(register, ChatService(chosen, rooms), guards_of(chosen)) as (gateway_at, gateway_server),
+            serving(register, ChatService(chosen, rooms), guards) as (gateway_at, gateway_server),
             grpc.aio.insecure_channel(gateway_at, options=[("grpc.max_send_message_length", -1)]) as channel,
         ):
             servers = {"encoder": encoder_server, "decoder": decoder_server, "gateway": gateway_server}

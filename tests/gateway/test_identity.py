@@ -69,3 +69,31 @@ async def test_media_is_found_by_its_tenant_alone(guarded: Stage, png: bytes) ->
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await guarded.stub.CountTokens(request, metadata=bearer("two"))
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+async def test_a_purge_is_ones_own_unless_an_administrator_asks(model: Checkpoint, tmp_path: Path, png: bytes) -> None:
+    """A user purges its own tenant, and is refused for another; an administrator may name any."""
+    tokens = tmp_path / "tokens"
+    callers = {"one": Identity("acme"), "two": Identity("globex"), "root": Identity("operators", "admin")}
+    tokens.write_text("\n".join(token_line(token, identity) for token, identity in callers.items()))
+    request = chat.CountTokensRequest(conversation=asking(data=png))
+    async with staged(model, tokens_file=tokens) as stage:
+
+        async def is_kept(token: str, digest: str) -> bool:
+            named = chat.CountTokensRequest(conversation=asking(digest=digest))
+            code = await stage.stub.CountTokens(named, metadata=bearer(token)).code()
+            assert code in {grpc.StatusCode.OK, grpc.StatusCode.NOT_FOUND}
+            return bool(code is grpc.StatusCode.OK)
+
+        kept = await stage.stub.CountTokens(request, metadata=bearer("one"))
+        await stage.stub.CountTokens(request, metadata=bearer("two"))
+        digest = kept.media[0].digest
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stage.stub.PurgeMedia(chat.PurgeMediaRequest(tenant="acme"), metadata=bearer("two"))
+        assert failure(caught.value).code is grpc.StatusCode.PERMISSION_DENIED
+        assert await is_kept("one", digest)
+        removed = await stage.stub.PurgeMedia(chat.PurgeMediaRequest(), metadata=bearer("one"))
+        assert (removed.num_values, removed.num_bytes) == (1, len(png))
+        assert (await is_kept("one", digest), await is_kept("two", digest)) == (False, True)
+        await stage.stub.PurgeMedia(chat.PurgeMediaRequest(tenant="globex"), metadata=bearer("root"))
+        assert not await is_kept("two", digest)

@@ -18,6 +18,7 @@ from gateway.telemetry import GatewayMetrics
 from services.common.cache.open import open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.errors import InvalidRequest, MediaNotFound
+from services.common.keys import Owner
 from services.common.media.reader import JOBS_MODULE, MediaReader
 from services.common.workers.pool import WorkerPool
 from services.common.workers.settings import WorkerSettings
@@ -56,7 +57,7 @@ def conversation(*media: content.Image | content.Video) -> content.Conversation:
 
 
 async def load(loader: MediaLoader, *media: content.Image | content.Video) -> list[MediaItem]:
-    return await loader.load(conversation(*media), TENANT)
+    return await loader.load(conversation(*media), Owner(TENANT))
 
 
 async def refusal(loader: MediaLoader, *media: content.Image | content.Video) -> dict[str, str]:
@@ -137,14 +138,15 @@ async def test_files_larger_than_the_limit_are_refused(make_loader: MakeLoader, 
 
 
 async def test_digests_name_what_was_sent_before(make_loader: MakeLoader, png: bytes) -> None:
-    """Media sent once can be named by its digest, by the same tenant only."""
+    """Media sent once can be named by its digest, by the same tenant only, until a purge changes its epoch."""
     loader = make_loader()
     [item] = await load(loader, content.Image(data=png))
-    await loader.remember([item], TENANT)
+    await loader.remember([item], Owner(TENANT))
     [again] = await load(loader, content.Image(digest=item.digest))
     assert again.files == (png,)
-    with pytest.raises(MediaNotFound, match=r"messages\[0\]\.parts\[0\]\.image\.digest"):
-        await loader.load(conversation(content.Image(digest=item.digest)), "globex")
+    for owner in (Owner("globex"), Owner(TENANT, b"later")):
+        with pytest.raises(MediaNotFound, match=r"messages\[0\]\.parts\[0\]\.image\.digest"):
+            await loader.load(conversation(content.Image(digest=item.digest)), owner)
 
 
 async def test_every_item_is_judged(make_loader: MakeLoader, png: bytes, mp4: bytes) -> None:

@@ -317,7 +317,7 @@ async def test_the_same_picture_asked_for_at_once_is_encoded_once(
 
 async def store(url: str, prompt: Any, model: Checkpoint) -> None:
     """Put what an encoder would."""
-    cache = open_cache(url, ttl_s=60, max_bytes=1)
+    cache = open_cache(url, ttl_s=60, max_bytes=1, timeout_s=5).of("default")
     placement = prompt.media[0]
     grid = (placement.grid.t, placement.grid.h, placement.grid.w)
     width = model.text.hidden_size

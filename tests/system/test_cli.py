@@ -89,6 +89,17 @@ def test_model_shows_what_answers(stack: Stack) -> None:
     assert json.loads(diptych(stack, "model", "--json").stdout)["patch_size"] == 14
 
 
+def test_purge_tells_what_is_gone(stack: Stack, picture: Path) -> None:
+    """One line for people, JSON for programs; another tenant needs an administrator's token."""
+    diptych(stack, "chat", "--image", picture, "--max-tokens", 1, "What?")
+    run = diptych(stack, "purge")
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("removed ")
+    assert json.loads(diptych(stack, "purge", "--json").stdout).get("num_unreached", 0) == 0
+    refused = diptych(stack, "purge", "--tenant", "globex")
+    assert (refused.returncode, refused.stderr.split(":")[1]) == (1, " PERMISSION_DENIED")
+
+
 def test_eval_measures_every_skill_through_the_gateway(stack: Stack, tmp_path: Path) -> None:
     """One case of each skill gives one row of each, and a table for the model card."""
     table = tmp_path / "table.md"

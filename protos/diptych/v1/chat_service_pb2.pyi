@@ -265,6 +265,24 @@ class UploadMediaResponse(_message.Message):
     ttl_seconds: int
     def __init__(self, digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., ttl_seconds: _Optional[int] = ...) -> None: ...
 
+class PurgeMediaRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class PurgeMediaResponse(_message.Message):
+    __slots__ = ("num_values", "num_bytes", "num_blocks", "num_unreached")
+    NUM_VALUES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_UNREACHED_FIELD_NUMBER: _ClassVar[int]
+    num_values: int
+    num_bytes: int
+    num_blocks: int
+    num_unreached: int
+    def __init__(self, num_values: _Optional[int] = ..., num_bytes: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_unreached: _Optional[int] = ...) -> None: ...
+
 class GetModelRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

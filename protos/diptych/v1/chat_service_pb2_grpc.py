@@ -65,6 +65,11 @@ class ChatServiceStub:
                 request_serializer=diptych_dot_v1_dot_chat__service__pb2.UploadMediaRequest.SerializeToString,
                 response_deserializer=diptych_dot_v1_dot_chat__service__pb2.UploadMediaResponse.FromString,
                 _registered_method=True)
+        self.PurgeMedia = channel.unary_unary(
+                '/diptych.v1.ChatService/PurgeMedia',
+                request_serializer=diptych_dot_v1_dot_chat__service__pb2.PurgeMediaRequest.SerializeToString,
+                response_deserializer=diptych_dot_v1_dot_chat__service__pb2.PurgeMediaResponse.FromString,
+                _registered_method=True)
         self.GetModel = channel.unary_unary(
                 '/diptych.v1.ChatService/GetModel',
                 request_serializer=diptych_dot_v1_dot_chat__service__pb2.GetModelRequest.SerializeToString,
@@ -118,6 +123,13 @@ class ChatServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeMedia(self, request, context):
+        """Removes everything of the caller's tenant that is kept or cached: within a second, work under way included.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetModel(self, request, context):
         """The model that answers, its limits and its defaults.
         """
@@ -157,6 +169,11 @@ def add_ChatServiceServicer_to_server(servicer, server):
                     servicer.UploadMedia,
                     request_deserializer=diptych_dot_v1_dot_chat__service__pb2.UploadMediaRequest.FromString,
                     response_serializer=diptych_dot_v1_dot_chat__service__pb2.UploadMediaResponse.SerializeToString,
+            ),
+            'PurgeMedia': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeMedia,
+                    request_deserializer=diptych_dot_v1_dot_chat__service__pb2.PurgeMediaRequest.FromString,
+                    response_serializer=diptych_dot_v1_dot_chat__service__pb2.PurgeMediaResponse.SerializeToString,
             ),
             'GetModel': grpc.unary_unary_rpc_method_handler(
                     servicer.GetModel,
@@ -327,6 +344,33 @@ class ChatService:
             '/diptych.v1.ChatService/UploadMedia',
             diptych_dot_v1_dot_chat__service__pb2.UploadMediaRequest.SerializeToString,
             diptych_dot_v1_dot_chat__service__pb2.UploadMediaResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeMedia(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diptych.v1.ChatService/PurgeMedia',
+            diptych_dot_v1_dot_chat__service__pb2.PurgeMediaRequest.SerializeToString,
+            diptych_dot_v1_dot_chat__service__pb2.PurgeMediaResponse.FromString,
             options,
             channel_credentials,
             insecure,

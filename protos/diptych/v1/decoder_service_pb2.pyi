@@ -20,7 +20,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., reference: _Optional[_Union[_embedding_pb2.EmbeddingReference, _Mapping]] = ..., chunk: _Optional[_Union[_embedding_pb2.EmbeddingChunk, _Mapping]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest", "no_store", "resumed")
+    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest", "no_store", "resumed", "epoch")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class Prompt(_message.Message):
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -37,7 +38,8 @@ class Prompt(_message.Message):
     checkpoint_digest: str
     no_store: bool
     resumed: _containers.RepeatedCompositeFieldContainer[ResumedChoice]
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ..., no_store: _Optional[bool] = ..., resumed: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ...) -> None: ...
+    epoch: bytes
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ..., no_store: _Optional[bool] = ..., resumed: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., epoch: _Optional[bytes] = ...) -> None: ...
 
 class ResumedChoice(_message.Message):
     __slots__ = ("token_ids",)
@@ -153,3 +155,15 @@ class GetLoadResponse(_message.Message):
     block_size: int
     num_preemptions: int
     def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
+
+class PurgeDecoderRequest(_message.Message):
+    __slots__ = ("tenant",)
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+
+class PurgeDecoderResponse(_message.Message):
+    __slots__ = ("num_blocks",)
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    num_blocks: int
+    def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...

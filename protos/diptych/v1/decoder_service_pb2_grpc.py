@@ -50,6 +50,11 @@ class DecoderServiceStub:
                 request_serializer=diptych_dot_v1_dot_decoder__service__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=diptych_dot_v1_dot_decoder__service__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
+        self.PurgeDecoder = channel.unary_unary(
+                '/diptych.v1.DecoderService/PurgeDecoder',
+                request_serializer=diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderRequest.SerializeToString,
+                response_deserializer=diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderResponse.FromString,
+                _registered_method=True)
 
 
 class DecoderServiceServicer:
@@ -79,6 +84,13 @@ class DecoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeDecoder(self, request, context):
+        """Lets nothing of one tenant be found in the prefix cache, nor of what is generated for it now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DecoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -96,6 +108,11 @@ def add_DecoderServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=diptych_dot_v1_dot_decoder__service__pb2.GetLoadRequest.FromString,
                     response_serializer=diptych_dot_v1_dot_decoder__service__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'PurgeDecoder': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeDecoder,
+                    request_deserializer=diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderRequest.FromString,
+                    response_serializer=diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -180,6 +197,33 @@ class DecoderService:
             '/diptych.v1.DecoderService/GetLoad',
             diptych_dot_v1_dot_decoder__service__pb2.GetLoadRequest.SerializeToString,
             diptych_dot_v1_dot_decoder__service__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeDecoder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diptych.v1.DecoderService/PurgeDecoder',
+            diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderRequest.SerializeToString,
+            diptych_dot_v1_dot_decoder__service__pb2.PurgeDecoderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -17,7 +17,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[EncodeHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class EncodeHeader(_message.Message):
-    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store")
+    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store", "epoch")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -29,6 +29,7 @@ class EncodeHeader(_message.Message):
     MEDIA_KEY_FIELD_NUMBER: _ClassVar[int]
     INLINE_EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     kind: _content_pb2.MediaKind
@@ -40,7 +41,8 @@ class EncodeHeader(_message.Message):
     media_key: bytes
     inline_embeddings: bool
     no_store: bool
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ...) -> None: ...
+    epoch: bytes
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ..., epoch: _Optional[bytes] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("manifest", "chunk")
@@ -101,3 +103,19 @@ class GetEncoderCapabilitiesResponse(_message.Message):
     cache: str
     quantization: str
     def __init__(self, model: _Optional[str] = ..., vision_digest: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., patch_size: _Optional[int] = ..., merge_size: _Optional[int] = ..., temporal_patch_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., max_patches: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+
+class PurgeEncoderRequest(_message.Message):
+    __slots__ = ("tenant", "epoch")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    epoch: bytes
+    def __init__(self, tenant: _Optional[str] = ..., epoch: _Optional[bytes] = ...) -> None: ...
+
+class PurgeEncoderResponse(_message.Message):
+    __slots__ = ("num_values", "num_bytes")
+    NUM_VALUES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    num_values: int
+    num_bytes: int
+    def __init__(self, num_values: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...

@@ -45,6 +45,11 @@ class EncoderServiceStub:
                 request_serializer=diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesRequest.SerializeToString,
                 response_deserializer=diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesResponse.FromString,
                 _registered_method=True)
+        self.PurgeEncoder = channel.unary_unary(
+                '/diptych.v1.EncoderService/PurgeEncoder',
+                request_serializer=diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderRequest.SerializeToString,
+                response_deserializer=diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderResponse.FromString,
+                _registered_method=True)
 
 
 class EncoderServiceServicer:
@@ -66,6 +71,13 @@ class EncoderServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PurgeEncoder(self, request, context):
+        """Empties the encoder's own memory of one tenant's embeddings.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EncoderServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_EncoderServiceServicer_to_server(servicer, server):
                     servicer.GetEncoderCapabilities,
                     request_deserializer=diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesRequest.FromString,
                     response_serializer=diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesResponse.SerializeToString,
+            ),
+            'PurgeEncoder': grpc.unary_unary_rpc_method_handler(
+                    servicer.PurgeEncoder,
+                    request_deserializer=diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderRequest.FromString,
+                    response_serializer=diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class EncoderService:
             '/diptych.v1.EncoderService/GetEncoderCapabilities',
             diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesRequest.SerializeToString,
             diptych_dot_v1_dot_encoder__service__pb2.GetEncoderCapabilitiesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PurgeEncoder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/diptych.v1.EncoderService/PurgeEncoder',
+            diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderRequest.SerializeToString,
+            diptych_dot_v1_dot_encoder__service__pb2.PurgeEncoderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,7 +7,7 @@ names what was not written.
 
 import asyncio
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, TypeAlias, TypeVar
@@ -26,7 +26,7 @@ from services.common.embedding import (
     unpack_manifest,
     unpack_slice,
 )
-from services.common.keys import digest_of, upload_key
+from services.common.keys import EPOCH_BYTES, digest_of, tenant_tag, upload_key
 from services.common.seal import Seal
 
 THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event loop
@@ -35,6 +35,17 @@ log = structlog.get_logger()
 T = TypeVar("T")
 Value: TypeAlias = bytes | bytearray
 """What a store gives. Nobody changes it, whatever its type allows: it may be in a tier of this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """What a purge took away, as it was stored: a large value may be several."""
+
+    num_values: int = 0
+    num_bytes: int = 0
+
+    def __add__(self, other: "Removed") -> "Removed":
+        return Removed(self.num_values + other.num_values, self.num_bytes + other.num_bytes)
 
 
 class ByteStore(Protocol):
@@ -46,6 +57,7 @@ class ByteStore(Protocol):
     async def contains(self, keys: Sequence[str]) -> list[bool]: ...
     async def put(self, values: Mapping[str, Value]) -> None: ...
     async def delete(self, keys: Sequence[str]) -> None: ...
+    async def delete_prefix(self, prefix: str) -> Removed: ...
     async def ping(self) -> None: ...
     async def close(self) -> None: ...
 
@@ -65,19 +77,20 @@ class CacheStats:
 class EmbeddingCache:
     """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store.
 
-    With a seal, values are stored sealed for the tenant that `of` has named; one that does not open does not verify.
+    A value belongs to the tenant that `of` has named. With a seal it is stored sealed for that tenant; one that does
+    not open does not verify.
     """
 
     def __init__(self, store: ByteStore, seal: Seal | None = None, leases: Leases | None = None) -> None:
         self._store, self._seal, self._leases = store, seal, leases
+        self._tag, self._epoch = tenant_tag(""), b""
         self._stats = CacheStats()
 
-    def of(self, tenant: str) -> Self:
-        """The same cache, its values sealed for `tenant`."""
-        if self._seal is None:
-            return self
+    def of(self, tenant: str, epoch: bytes = b"") -> Self:
+        """The same cache for `tenant`, whose keys are of `epoch`: what is written here after a purge does not stay."""
         own = copy.copy(self)
-        own._seal = self._seal.of(tenant)
+        own._seal = self._seal and self._seal.of(tenant)
+        own._tag, own._epoch = tenant_tag(tenant), epoch
         return own
 
     @property
@@ -87,32 +100,32 @@ class EmbeddingCache:
 
     async def get_manifest(self, media_key: bytes) -> CachedManifest | None:
         """The manifest of a media item, None when it is not cached."""
-        return (await self._get([_manifest(media_key)], unpack_manifest))[0]
+        return (await self._get([self._name("manifest", media_key)], unpack_manifest))[0]
 
     async def get_slices(self, slice_keys: Sequence[bytes]) -> list[Slice | None]:
         """One entry a key, None where it is not cached."""
-        return await self._get([_slice(key) for key in slice_keys], unpack_slice)
+        return await self._get([self._name("slice", key) for key in slice_keys], unpack_slice)
 
     async def has_slices(self, slice_keys: Sequence[bytes]) -> list[bool]:
         """Whether each slice is cached now, without reading it."""
         if not slice_keys:
             return []
         try:
-            return await self._store.contains([_slice(key) for key in slice_keys])
+            return await self._store.contains([self._name("slice", key) for key in slice_keys])
         except StoreError as error:
             self._failed("contains", error)
             return [False] * len(slice_keys)
 
     def turn(self, slice_key: bytes, patience: Patience) -> AbstractAsyncContextManager[bool]:
         """Hold the lease for making a slice; yields whether it has been cached meanwhile. See lease.py."""
-        return self._leases.turn(_slice(slice_key), patience) if self._leases else nullcontext(False)
+        return self._leases.turn(self._name("slice", slice_key), patience) if self._leases else nullcontext(False)
 
     async def put_slices(self, slices: Mapping[bytes, Slice]) -> bool:
         """True only when the store acknowledged them all. Rows with NaN or infinity are never written."""
         try:
             values = await _off_loop(
                 sum(len(part.data) for part in slices.values()),
-                lambda: {_slice(key): _packed(part) for key, part in slices.items()},
+                lambda: {self._name("slice", key): _packed(part) for key, part in slices.items()},
             )
         except NotFinite as error:
             self._failed("pack", error)
@@ -121,11 +134,11 @@ class EmbeddingCache:
 
     async def put_manifest(self, media_key: bytes, manifest: CachedManifest) -> bool:
         """To be called after `put_slices` has returned True for all of its slices."""
-        return await self._put({_manifest(media_key): pack_manifest(manifest)})
+        return await self._put({self._name("manifest", media_key): pack_manifest(manifest)})
 
     async def put_media(self, tenant_key: bytes, digest: str, data: bytes) -> bool:
         """Keep media so that the tenant can name it by `digest` ("sha256:…") later."""
-        return await self._put({_upload(tenant_key, digest): data})
+        return await self._put({self._name("media", upload_key(tenant_key, digest)): data})
 
     async def get_media(self, tenant_key: bytes, digest: str) -> bytes | None:
         """Media that the tenant has sent before, None when it is gone."""
@@ -135,7 +148,25 @@ class EmbeddingCache:
                 raise CorruptValue("digest")
             return bytes(value)
 
-        return (await self._get([_upload(tenant_key, digest)], verified))[0]
+        return (await self._get([self._name("media", upload_key(tenant_key, digest))], verified))[0]
+
+    async def epoch(self) -> bytes | None:
+        """What the tenant's last purge has set; empty when none was within the time to live, None when unknown."""
+        try:
+            (value,) = await self._store.get([self._epoch_name])
+        except StoreError as error:
+            self._failed("get", error)
+            return None
+        return self._verified(self._epoch_name, value, _checked_epoch) or b""
+
+    async def purge(self, epoch: bytes) -> Removed | None:
+        """Give the tenant a new epoch, then remove all that it has here. None when the store has not done all of it."""
+        try:
+            await self._store.put(await self._sealed({self._epoch_name: epoch}))
+            return await self._store.delete_prefix(self._prefix)
+        except StoreError as error:
+            self._failed("purge", error)
+            return None
 
     async def ping(self) -> bool:
         """Whether the store answers now."""
@@ -187,6 +218,17 @@ class EmbeddingCache:
             self._failed("put", error)
             return False
         self._stats.bytes_written += _size(values)
+        return not await self._is_purged(values)
+
+    async def _is_purged(self, names: Iterable[str]) -> bool:
+        """Whether a purge has begun before these were written. It may have looked too early to find them: they go."""
+        if await self.epoch() in (None, b"", self._epoch):
+            return False
+        try:
+            for name in names:
+                await self._store.delete_prefix(name)
+        except StoreError as error:
+            self._failed("delete", error)
         return True
 
     async def _sealed(self, values: Mapping[str, bytes]) -> Mapping[str, bytes]:
@@ -206,6 +248,17 @@ class EmbeddingCache:
         except StoreError as error:
             self._failed("delete", error)
 
+    @property
+    def _prefix(self) -> str:
+        return f"diptych:{self._tag}:"
+
+    @property
+    def _epoch_name(self) -> str:
+        return f"diptych:epoch:{self._tag}"
+
+    def _name(self, kind: str, key: bytes) -> str:
+        return f"{self._prefix}{kind}:{key.hex()}"
+
     def _failed(self, operation: str, error: Exception) -> None:
         self._stats.errors += 1
         if isinstance(error, StoreDown):
@@ -221,17 +274,11 @@ def _size(values: Mapping[str, bytes]) -> int:
     return sum(len(value) for value in values.values())
 
 
+def _checked_epoch(value: Value) -> bytes:
+    if len(value) != EPOCH_BYTES:
+        raise CorruptValue("epoch")
+    return bytes(value)
+
+
 def _packed(part: Slice) -> bytes:
     return b"".join(pack_slice(part.data, part.num_rows, part.width, part.dtype))
-
-
-def _manifest(key: bytes) -> str:
-    return f"diptych:manifest:{key.hex()}"
-
-
-def _slice(key: bytes) -> str:
-    return f"diptych:slice:{key.hex()}"
-
-
-def _upload(tenant_key: bytes, digest: str) -> str:
-    return f"diptych:media:{upload_key(tenant_key, digest).hex()}"

@@ -4,7 +4,7 @@ None of them retries: what fails is a miss, and the next request may try.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from redis.asyncio import Redis, RedisCluster
@@ -32,6 +32,9 @@ class Client(Protocol):
 
     async def execute(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to `commands`, sent together. Raises the first error among them."""
+
+    def scan(self, pattern: str, page: int) -> AsyncIterator[list[bytes]]:
+        """The keys that fit `pattern`, on all servers, of about `page` keys looked at each time."""
 
     async def ping(self) -> None:
         """Returns once all servers that are needed have answered."""
@@ -65,6 +68,10 @@ class SingleClient:
                 pipe.execute_command(*command)
             return _checked(await pipe.execute(raise_on_error=False))
 
+    async def scan(self, pattern: str, page: int) -> AsyncIterator[list[bytes]]:
+        async for keys in _pages(self._redis.execute_command, pattern, page):
+            yield keys
+
     async def ping(self) -> None:
         await self.execute([("PING",)])
 
@@ -87,6 +94,12 @@ class ClusterClient:
             pipe.execute_command(*command)
         return _checked(await pipe.execute(raise_on_error=False))
 
+    async def scan(self, pattern: str, page: int) -> AsyncIterator[list[bytes]]:
+        await self._cluster.initialize()
+        for node in self._cluster.get_primaries():
+            async for keys in _pages(node.execute_command, pattern, page):
+                yield keys
+
     async def ping(self) -> None:
         await self._cluster.initialize()
         await asyncio.gather(*(node.execute_command("PING") for node in self._cluster.get_primaries()))
@@ -96,6 +109,15 @@ class ClusterClient:
 
     async def close(self) -> None:
         await self._cluster.aclose()
+
+
+async def _pages(execute: Callable[..., Awaitable[Any]], pattern: str, page: int) -> AsyncIterator[list[bytes]]:
+    cursor = 0
+    while True:
+        cursor, keys = await execute("SCAN", cursor, "MATCH", pattern, "COUNT", page)
+        yield keys
+        if int(cursor) == 0:
+            return
 
 
 def _options(url: CacheUrl, timeout_s: float) -> Options:

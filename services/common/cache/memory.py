@@ -4,7 +4,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from services.common.cache.base import Value
+from services.common.cache.base import Removed, Value
 from services.common.cache.errors import StoreError
 
 
@@ -37,6 +37,13 @@ class MemoryStore:
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._remove(key)
+
+    async def delete_prefix(self, prefix: str) -> Removed:
+        """Remove every value whose key begins so."""
+        keys = [key for key in self._values if key.startswith(prefix)]
+        removed = Removed(len(keys), sum(len(self._values[key][1]) for key in keys))
+        await self.delete(keys)
+        return removed
 
     async def ping(self) -> None:
         """A process always reaches its own memory."""

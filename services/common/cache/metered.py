@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from services.common.cache.base import ByteStore, Value
+from services.common.cache.base import ByteStore, Removed, Value
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.telemetry.metrics import CacheMetrics
 
@@ -40,6 +40,10 @@ class MeteredStore:
         with self._measured("delete"):
             await self._store.delete(keys)
 
+    async def delete_prefix(self, prefix: str) -> Removed:
+        with self._measured("purge"):
+            return await self._store.delete_prefix(prefix)
+
     async def ping(self) -> None:
         await self._store.ping()
 
@@ -64,5 +68,8 @@ class MeteredStore:
 
 
 def _level(keys: Sequence[str]) -> str:
-    """The second word of a key: manifest, slice or media. All keys of one call are of one level."""
-    return keys[0].split(":", 2)[1] if keys else "none"
+    """What a key is of: manifest, slice, media or epoch (see base.py). All keys of one call are of one level."""
+    if not keys:
+        return "none"
+    first, second = keys[0].split(":", 3)[1:3]
+    return first if first == "epoch" else second

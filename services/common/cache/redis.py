@@ -12,7 +12,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from services.common.cache.base import Value
+from services.common.cache.base import Removed, Value
 from services.common.cache.chunks import Head, batches, split
 from services.common.cache.clients import NO_ANSWER, Command, connect
 from services.common.cache.errors import StoreDown, StoreError
@@ -27,6 +27,7 @@ VALUE_TIMEOUT_S = 0.1  # more for each value, while the server answers: 40 MB/s 
 CONNECT_TIMEOUT_S = 1.0  # nobody waits for it
 KEYS_PER_READ = 16
 CHUNKS_PER_READ = 4  # held twice for a moment
+KEYS_PER_SCAN = 1000  # a server's millisecond
 
 
 CLAIM = """
@@ -91,6 +92,16 @@ class RedisStore:
         """End each lease that is still held under its token."""
         await self._run([("EVAL", RELEASE, 1, _lease(name), token) for name, token in tokens.items()])
 
+    async def delete_prefix(self, prefix: str) -> Removed:
+        """Remove every value whose key begins so, a page of all keys at a time; new ones may come meanwhile."""
+        removed = Removed()
+        try:
+            async for keys in self._client.scan(f"{prefix}*", KEYS_PER_SCAN):
+                removed += await self._delete_counted(keys)
+        except NO_ANSWER as error:
+            raise StoreError("no answer") from error
+        return removed
+
     async def ping(self) -> None:
         await self._run([("PING",)])
 
@@ -109,6 +120,13 @@ class RedisStore:
                 memoryview(value)[end : end + len(chunk)] = chunk
                 end += len(chunk)
         return value if end == len(value) else b""
+
+    async def _delete_counted(self, keys: Sequence[bytes]) -> Removed:
+        if not keys:
+            return Removed()
+        sizes = await self._run([("STRLEN", key) for key in keys], num_values=1)
+        gone = await self._run([("UNLINK", key) for key in keys], num_values=1)
+        return Removed(sum(gone), sum(int(size or 0) for size, was in zip(sizes, gone, strict=True) if was))
 
     async def _read(self, keys: Sequence[str]) -> list[Value | None]:
         values: list[Value | None] = []

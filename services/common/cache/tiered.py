@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping, Sequence
 
-from services.common.cache.base import ByteStore, Value
+from services.common.cache.base import ByteStore, Removed, Value
 from services.common.cache.errors import StoreError
 
 LOCAL_TTL_S = 60.0  # a copy does not know how old the value is: it may outlive it by so much
@@ -45,6 +45,9 @@ class TieredStore:
     async def delete(self, keys: Sequence[str]) -> None:
         await self._local.delete(keys)
         await self._shared.delete(keys)
+
+    async def delete_prefix(self, prefix: str) -> Removed:
+        return await self._local.delete_prefix(prefix) + await self._shared.delete_prefix(prefix)
 
     async def ping(self) -> None:
         await self._shared.ping()

@@ -76,9 +76,9 @@ async def test_a_store_is_counted_by_level_and_result() -> None:
     """Hits, misses, bytes and time; keys are never labels."""
     registry = CollectorRegistry()
     store = MeteredStore(MemoryStore(ttl_s=60, max_bytes=1000), CacheMetrics(registry))
-    await store.put({"diptych:slice:ab": b"12345"})
-    await store.get(["diptych:slice:ab", "diptych:slice:cd"])
-    await store.get(["diptych:manifest:ab"])
+    await store.put({"diptych:tag:slice:ab": b"12345"})
+    await store.get(["diptych:tag:slice:ab", "diptych:tag:slice:cd"])
+    await store.get(["diptych:tag:manifest:ab"])
 
     def lookups(level: str, result: str) -> float | None:
         labels = {"level": level, "source": "local", "result": result}
@@ -101,7 +101,7 @@ async def test_a_store_that_fails_is_an_error_and_no_latency(error: StoreError, 
 
     store.get = fail  # type: ignore[method-assign]
     with pytest.raises(StoreError):
-        await MeteredStore(store, CacheMetrics(registry)).get(["diptych:slice:ab"])
+        await MeteredStore(store, CacheMetrics(registry)).get(["diptych:tag:slice:ab"])
     labels = {"source": "local", "operation": "get"}
     assert registry.get_sample_value("diptych_cache_errors_total", {**labels, "reason": reason}) == 1
     assert registry.get_sample_value("diptych_cache_operation_duration_seconds_count", labels) is None

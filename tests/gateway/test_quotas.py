@@ -1,0 +1,100 @@
+"""What a tenant may have under way: more is refused at once, and other tenants do not notice."""
+
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from diptych.v1 import chat_service_pb2 as chat
+from diptych.v1 import content_pb2 as content
+from diptych.v1 import generation_pb2 as generation
+
+from gateway.quotas import Quota, QuotaFileError, parse_quotas
+from services.common.checkpoint import Checkpoint
+from services.common.errors import Overloaded, from_rpc_error
+from services.common.identity import Identity, token_line
+from tests.gateway.fakes import Stage, staged
+from tests.harness import failure
+
+TEXT = content.Conversation(
+    messages=[content.Message(role=content.ROLE_USER, parts=[content.Part(text="What can you see?")])]
+)
+
+
+@pytest.fixture
+async def stage(model: Checkpoint, tmp_path: Path) -> AsyncIterator[Stage]:
+    """A gateway whose tenants may have two calls and a cost of 1000 under way, and globex one call of any cost."""
+    tokens, quotas = tmp_path / "tokens", tmp_path / "quotas"
+    tokens.write_text("\n".join([token_line("one", Identity("acme")), token_line("two", Identity("globex"))]))
+    quotas.write_text("# the rest has the default\nglobex 1 0\n")
+    async with staged(model, tokens_file=tokens, quotas_file=quotas, quota_calls=2, quota_cost=1000) as stage:
+        stage.decoder.endless = True
+        yield stage
+
+
+def stream(stage: Stage, token: str, max_tokens: int = 10) -> Any:
+    """An answer that does not end."""
+    request = chat.StreamChatRequest(conversation=TEXT, generation=generation.Generation(max_tokens=max_tokens))
+    return stage.stub.StreamChat(request, metadata=[("authorization", f"Bearer {token}")])
+
+
+async def refused(stage: Stage, token: str, max_tokens: int = 10) -> dict[str, str]:
+    """What a refusal says; it must come at once, with a time to come back."""
+    started = time.monotonic()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stream(stage, token, max_tokens).read()
+    assert time.monotonic() - started < 1
+    error, known = failure(caught.value), from_rpc_error(caught.value, "gateway")
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED")
+    assert isinstance(known, Overloaded)
+    assert known.retry_after_s > 0
+    return error.metadata
+
+
+async def test_calls_are_counted_by_tenant_while_they_run(stage: Stage) -> None:
+    """The third call is refused before any work, another tenant's is not, and the end of one makes room for one."""
+    running = [stream(stage, "one") for _ in range(2)]
+    for events in running:
+        await events.read()
+    assert await refused(stage, "one") == {"quota": "calls", "limit": "2"}
+    assert len(stage.decoder.prompts) <= 2
+    other = stream(stage, "two")
+    assert (await other.read()).started.request_id
+    assert await refused(stage, "two") == {"quota": "calls", "limit": "1"}
+    running[0].cancel()
+    deadline = time.monotonic() + 10
+    while True:  # the end of a call is noted a moment later
+        try:
+            assert (await stream(stage, "one").read()).started.request_id
+            return
+        except grpc.aio.AioRpcError:
+            assert time.monotonic() < deadline
+
+
+async def test_cost_is_what_a_conversation_may_become(stage: Stage) -> None:
+    """A long answer is refused where a short one is not; who has no limit on cost is not."""
+    assert await refused(stage, "one", max_tokens=1000) == {"quota": "cost", "limit": "1000"}
+    assert not stage.decoder.prompts
+    assert (await stream(stage, "one").read()).started.request_id
+    assert (await stream(stage, "two", max_tokens=1000).read()).started.request_id
+
+
+async def test_an_upload_over_the_quota_is_told_so_while_it_writes(stage: Stage) -> None:
+    """Not with gRPC's own INTERNAL."""
+    running = [stream(stage, "one") for _ in range(2)]
+    for events in running:
+        await events.read()
+    uploads = (chat.UploadMediaRequest(chunk=bytes(1 << 20)) for _ in range(8))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await stage.stub.UploadMedia(uploads, metadata=[("authorization", "Bearer one")])
+    assert failure(caught.value).reason == "QUOTA_EXCEEDED"
+
+
+def test_a_file_of_quotas() -> None:
+    """A line a tenant; a wrong one is named by its number."""
+    assert parse_quotas("acme 2 100 # small\n\nglobex 0 0") == {"acme": Quota(2, 100), "globex": Quota()}
+    for wrong in ("acme 2", "acme two 100", "acme -1 0", "a/b 1 1"):
+        with pytest.raises(QuotaFileError, match="line 2"):
+            parse_quotas(f"# quotas\n{wrong}")
