@@ -12,7 +12,7 @@ COPY cli cli
 COPY protos protos
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/diptych \
- && /opt/diptych/bin/pip install --constraint constraints.txt '.[encoder]'
+ && /opt/diptych/bin/pip install --constraint constraints.txt '.[encoder,telemetry]'
 
 # flash-attn is compiled, with the CUDA version that torch was built with.
 FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS toolkit
@@ -26,7 +26,7 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/diptych/bin/pip install hatchling==1.33.0 ninja==1.13.0 packaging==25.0 wheel==0.45.1 \
- && /opt/diptych/bin/pip install --no-build-isolation --constraint constraints.txt '.[encoder,cuda]'
+ && /opt/diptych/bin/pip install --no-build-isolation --constraint constraints.txt '.[encoder,cuda,telemetry]'
 
 FROM python:3.12.12-slim-bookworm AS runtime
 # Nothing is written but below /tmp: where this runs, the file system is read-only.

@@ -9,7 +9,7 @@ COPY cli cli
 COPY protos protos
 RUN --mount=type=cache,target=/root/.cache/pip \
     python -m venv /opt/diptych \
- && /opt/diptych/bin/pip install --constraint constraints.txt '.[gateway]'
+ && /opt/diptych/bin/pip install --constraint constraints.txt '.[gateway,telemetry]'
 
 FROM python:3.12.12-slim-bookworm
 COPY --from=build /opt/diptych /opt/diptych

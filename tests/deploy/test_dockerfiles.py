@@ -65,7 +65,8 @@ def test_an_image_installs_its_extra(role: str) -> None:
     """pip gets the project with the role's extra, which exists, and otherwise only tools of a full version."""
     project = [name for name in installed(FOLDER / f"{role}.Dockerfile") if name.startswith(".")]
     others = set(installed(FOLDER / f"{role}.Dockerfile")) - set(project)
-    assert project == ([".[gateway]"] if role == "gateway" else [f".[{role}]", f".[{role},cuda]"])
+    cpu = f".[{role},telemetry]"
+    assert project == ([cpu] if role == "gateway" else [cpu, f".[{role},cuda,telemetry]"])
     extras = {extra for name in project for extra in name.strip(".[]").split(",")}
     assert extras <= PROJECT["optional-dependencies"].keys()
     assert all("==" in name for name in others)
