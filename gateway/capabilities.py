@@ -71,9 +71,19 @@ class Capabilities:
             return _fitting(self._pools.decoders.usable, self.require_decoder)
         return []
 
+    def misfits(self) -> set[tuple[str, str, str]]:
+        """Kind, address and what differs, of each that can be reached and does not fit this gateway."""
+        decoders, encoders = self._pools.decoders.usable, self._pools.encoders.usable
+        return _misfits("decoder", decoders, self.require_decoder) | _misfits("encoder", encoders, self._require_own)
+
     def has_pair(self) -> bool:
         """Whether an encoder and a decoder can be reached that fit this gateway and each other."""
         return any(one.info is not None and self._has_encoder(one.info) for one in self.fitting_decoders())
+
+    def _require_own(self, encoder: Encoder) -> None:
+        expected = self.checkpoint_digest or encoder.checkpoint_digest
+        _require_equal("checkpoint of gateway and encoder", expected, encoder.checkpoint_digest)
+        _require_equal("preprocessing", self._checkpoint.preprocessor.version, encoder.preprocessing)
 
     def _has_encoder(self, decoder: Decoder) -> bool:
         with suppress(VersionMismatch):
@@ -105,6 +115,18 @@ def _fitting(found: Sequence[Endpoint[StubT, InfoT]], require: Callable[[InfoT],
     if misfits and not fitting:
         raise misfits[0]
     return fitting
+
+
+def _misfits(
+    kind: str, found: Sequence[Endpoint[StubT, InfoT]], require: Callable[[InfoT], None]
+) -> set[tuple[str, str, str]]:
+    misfits = set()
+    for endpoint in found:
+        try:
+            _fitting([endpoint], require)
+        except VersionMismatch as error:
+            misfits.add((kind, endpoint.address, error.message))
+    return misfits
 
 
 def _chosen(service: str, prefix: bytes, fitting: Sequence[Endpoint[StubT, InfoT]], last: InfoT | None) -> InfoT:

@@ -15,8 +15,9 @@ from services.common.telemetry.spans import trace_metadata, traced
 
 from .caller import Caller
 from .media import MediaItem
-from .reach.kinds import Encoder, EncoderPool, EncoderStub
+from .reach.kinds import Encoder, EncoderEndpoint, EncoderPool, EncoderStub
 from .reach.retries import Retries
+from .reach.suspects import Suspects
 
 Message = decoder_service_pb2.GenerateRequest
 Write = Callable[[Message], Awaitable[None]]
@@ -49,6 +50,7 @@ class Encoding:
         self._encoders = encoders
         self._cache = cache
         self._flights = _Flights()
+        self._suspects = Suspects()
 
     @traced("cache")
     async def find(self, item: MediaItem, media_key: bytes, width: int, tenant: str) -> list[bytes] | None:
@@ -89,7 +91,7 @@ class Encoding:
             tried = await job.caller.deadline.bound(picking)
             try:
                 with tried.call() as stub:
-                    await self._try_encode(stub, rows, note, inline=inline)
+                    await self._try_encode(tried, stub, rows, note, inline=inline)
                 return
             except InvalidRequest as error:
                 raise _at_field(error, job.item.field) from error
@@ -98,20 +100,23 @@ class Encoding:
                     raise
 
     @traced("call encoder")
-    async def _try_encode(self, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool) -> None:
+    async def _try_encode(
+        self, endpoint: EncoderEndpoint, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool
+    ) -> None:
         job, write = rows.job, rows.write
         turn = nullcontext(False) if job.no_store else self._flights.of(job.media_key)
         async with turn as waited:
             if waited and not inline and await self._send_reference(job, write, note):
                 return
-            call = stub.Encode(
-                _requests(job, inline=inline), timeout=job.caller.deadline.remaining(), metadata=trace_metadata()
-            )
-            try:
-                manifest = await _manifest(call, job)
-            except BaseException:
-                call.cancel()
-                raise
+            async with self._suspects.trying(job.media_key, job.item.field, endpoint):
+                call = stub.Encode(
+                    _requests(job, inline=inline), timeout=job.caller.deadline.remaining(), metadata=trace_metadata()
+                )
+                try:
+                    manifest = await _manifest(call, job)
+                except BaseException:
+                    call.cancel()
+                    raise
         note(_result(manifest))
         try:
             if manifest.stored and not inline:

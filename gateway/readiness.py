@@ -3,8 +3,12 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import structlog
+
 from .capabilities import Capabilities
 from .reach.kinds import Pools
+
+log = structlog.get_logger()
 
 
 async def readiness(pools: Pools, capabilities: Capabilities) -> AsyncIterator[bool]:
@@ -14,12 +18,15 @@ async def readiness(pools: Pools, capabilities: Capabilities) -> AsyncIterator[b
     decoders are there and none fits: an upgrade has gone past this gateway, and others can answer. When nobody is there
     it stays as it is: no other gateway would do better, and this one names what is missing.
     """
-    is_ready = False
+    is_ready, told = False, set[tuple[str, str, str]]()
     yield is_ready
     while True:
         changes = pools.encoders.change, pools.decoders.change
         if is_ready != (is_ready := _is_ready(pools, capabilities, was_ready=is_ready)):
             yield is_ready
+        for kind, address, difference in (misfits := capabilities.misfits()) - told:
+            log.warning("endpoint left out", kind=kind, address=address, reason=difference)
+        told = misfits
         await _first_of(*changes)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import grpc
 import structlog
@@ -15,7 +15,16 @@ from services.common.errors import DiptychError, ServiceUnavailable, from_rpc_er
 from .breaker import CircuitBreaker
 
 StubT = TypeVar("StubT")
-InfoT = TypeVar("InfoT")
+
+
+class Info(Protocol):
+    """What every service says of itself."""
+
+    @property
+    def checkpoint_digest(self) -> str: ...
+
+
+InfoT = TypeVar("InfoT", bound=Info)
 
 POLL_S = 1.0
 PROBE_TIMEOUT_S = 2.0
@@ -51,7 +60,7 @@ class Status(Enum):
 
 
 class Endpoint(Generic[StubT, InfoT]):
-    """Watches one address. `info` is what it last said of itself over the present connection."""
+    """Watches one address. `info` is what it last said of itself over the present connection, `lost` set at its end."""
 
     def __init__(
         self, kind: Kind[StubT, InfoT], address: str, channel: grpc.aio.Channel, on_change: Callable[[], None]
@@ -59,7 +68,8 @@ class Endpoint(Generic[StubT, InfoT]):
         self.address = address
         self.info: InfoT | None = None
         self.breaker = CircuitBreaker()
-        self.num_losses = 0
+        self.lost = asyncio.Event()
+        self.lost.set()
         self._kind, self._channel, self._on_change = kind, channel, on_change
         self.stub = kind.make_stub(channel)
         self._num_calls = 0
@@ -140,10 +150,11 @@ class Endpoint(Generic[StubT, InfoT]):
         if state is ready:
             self.breaker.probed()
             self._has_failed_probe = False
+            self.lost = asyncio.Event()
             self._polling = asyncio.create_task(self._poll())
         elif self._state is ready:  # whoever answers here next may run something else
             self.info, self._load = None, Load()
-            self.num_losses += 1
+            self.lost.set()
             self._stop_polling()
         self._state = state
         self._on_change()
@@ -170,9 +181,9 @@ class Endpoint(Generic[StubT, InfoT]):
             self._learn(info, load)
         self._on_change()
 
-    def _learn(self, info: Any, load: Load) -> None:
+    def _learn(self, info: InfoT, load: Load) -> None:
         if info != self.info:
-            log.info("endpoint described", kind=self._kind.name, address=self.address)
+            log.info("endpoint described", kind=self._kind.name, address=self.address, digest=info.checkpoint_digest)
         self.info, self._load, self._num_calls_then = info, load, self._num_calls
         self._has_failed_probe = False
         self.breaker.probed()

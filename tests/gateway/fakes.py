@@ -92,7 +92,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
         pre = self.checkpoint.preprocessor
         return encoder_service_pb2.GetEncoderCapabilitiesResponse(
             model=self.checkpoint.name,
-            vision_digest="vision",
+            vision_digest=f"vision{self.digest}",
             checkpoint_digest=self.digest or self.checkpoint.digest(),
             width=self.checkpoint.text.hidden_size,
             dtype="float32",
