@@ -185,6 +185,7 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
         grid=item.grid,
         media_key=job.media_key,
         inline_embeddings=inline,
+        vision_digest=job.encoder.vision_digest,
         no_store=job.no_store,
     )
     yield encoder_service_pb2.EncodeRequest(header=header)

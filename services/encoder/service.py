@@ -12,7 +12,7 @@ from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grp
 
 from services.common.checkpoint import Preprocessor
 from services.common.embedding import MAX_CHUNK_BYTES
-from services.common.errors import DiptychError, InvalidRequest, Violation
+from services.common.errors import DiptychError, InvalidRequest, VersionMismatch, Violation
 from services.common.interceptors import discard
 from services.common.keys import EPOCH_BYTES
 from services.common.workers.files import FileBundle
@@ -64,7 +64,9 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
     async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle) -> Item:
         """The checked item; its bytes go into `files`. Its patches are counted in `room` before the first is read."""
         try:
-            item = read_header(await _header(requests), self._preprocessor, self._limits)
+            header = await _header(requests)
+            self._require_own_weights(header.vision_digest)
+            item = read_header(header, self._preprocessor, self._limits)
             structlog.contextvars.bind_contextvars(request_id=item.request_id)
             room.enter_context(self._admission.admit(item.num_patches))
             await _read_files(requests, item.file_sizes, files)
@@ -84,6 +86,12 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
             raise InvalidRequest([Violation("epoch", f"must have {EPOCH_BYTES} bytes", "WRONG_LENGTH")])
         removed = await self._pipeline.purge(request.tenant, request.epoch)
         return encoder_service_pb2.PurgeEncoderResponse(num_values=removed.num_values, num_bytes=removed.num_bytes)
+
+    def _require_own_weights(self, expected: str) -> None:
+        """Raises VersionMismatch: what other weights make must not stand under a key of the expected ones."""
+        own = self._capabilities.vision_digest
+        if expected not in ("", own):
+            raise VersionMismatch("vision weights", expected, own)
 
     async def GetEncoderCapabilities(  # noqa: N802  # gRPC's name
         self,

@@ -359,3 +359,11 @@ async def test_capabilities(serve_encoder: Serve, loaded: Loaded, redis_url: str
         2,
     )
     assert reply.cache == "redis"
+
+
+async def test_keys_of_other_weights_are_refused(serve_encoder: Serve, loaded: Loaded) -> None:
+    """An encoder does not work for a gateway that takes it for another version of itself."""
+    async with serve_encoder() as client:
+        await client.encode(image_header(PNG, SIDE, SIDE, vision_digest=loaded.vision.digest), PNG)
+        error = await refused(client, image_header(PNG, SIDE, SIDE, vision_digest="another"), PNG)
+        assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "VERSION_MISMATCH")
