@@ -10,8 +10,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DEMO = ROOT / "models" / "demo"
 
+
+Part = Callable[[], list[Result]]
 
 SECOND_SHARE = "second question, share of the first with its encoding"
 
@@ -84,27 +87,44 @@ def main() -> None:
         Result("memory read", limits.read_gb_per_s, "GB/s"),
         Result("fp32 matrix product", limits.gemm_gflop_per_s, "GFLOP/s"),
     ]
-    for name in arguments.shapes:
-        console.print(f"shape {name}")
-        results += measure_shape(name, arguments.checkpoints / name, limits, quick=arguments.quick)
-        results += measure_encoder(name, arguments.checkpoints / f"{name}-vision", limits, quick=arguments.quick)
-    results += second_questions(results)
-    for figure in Runner("diptych", "benchmarks.agreement").run(DEMO, quick=arguments.quick):
-        results.append(Result(f"demo int8: {figure.name}", figure.value, figure.unit))
-    results += _attempt(lambda: [measure_accuracy(DEMO, ROOT, 10 if arguments.quick else 60)])
-    if not arguments.without_services:
-        console.print("services")
-        results += _attempt(lambda: measure_sharing(arguments.checkpoints / "small-vision", quick=arguments.quick))
-        results += _attempt(lambda: serve.measure_services(str(DEMO), num_repeats=2 if arguments.quick else 5))
-    console.print(results_table(results))
-    write_results(ROOT / "benchmarks" / "results.json", results)
-    draw_plots(results, DOCS)
-    write_report(results, conditions, DOCS / "performance.md")
+    for name, part in _parts(arguments, limits):
+        console.print(name)
+        results += _attempt(part)
+        _write(results, conditions)  # what there is, should the run be cut short
+    console.print(results_table(results + second_questions(results)))
     if Runner.failures:
         sys.exit("\n".join(Runner.failures))
 
 
-def _attempt(part: Callable[[], list[Result]]) -> list[Result]:
+def _parts(arguments: argparse.Namespace, limits: Limits) -> Iterator[tuple[str, Part]]:
+    """What is measured, by name; the longest comes last."""
+    quick, folder = arguments.quick, arguments.checkpoints
+    for name in arguments.shapes:
+        if name == arguments.shapes[-1]:
+            yield "int8 on the demo checkpoint", partial(measure_demo, quick=quick)
+            if not arguments.without_services:
+                yield "sharing", partial(measure_sharing, folder / "small-vision", quick=quick)
+                yield "services", partial(serve.measure_services, str(DEMO), num_repeats=2 if quick else 5)
+        yield f"{name}: encoder", partial(measure_encoder, name, folder / f"{name}-vision", limits, quick=quick)
+        yield f"{name}: engine", partial(measure_shape, name, folder / name, limits, quick=quick)
+
+
+def _write(results: list[Result], conditions: Conditions) -> None:
+    """The results so far, and everything that is made of them."""
+    lines = results + second_questions(results)
+    write_results(ROOT / "benchmarks" / "results.json", lines)
+    draw_plots(lines, DOCS)
+    write_report(lines, conditions, DOCS / "performance.md")
+
+
+def measure_demo(*, quick: bool) -> list[Result]:
+    """What int8 changes in the answers of the demo checkpoint."""
+    figures = Runner("diptych", "benchmarks.agreement").run(DEMO, quick=quick)
+    agreement = [Result(f"demo int8: {figure.name}", figure.value, figure.unit) for figure in figures]
+    return [*agreement, measure_accuracy(DEMO, ROOT, 10 if quick else 40)]
+
+
+def _attempt(part: Part) -> list[Result]:
     """A part's results; none if it fails, which is told at the end."""
     try:
         return part()
