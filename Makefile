@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 SOURCES := gateway services cli models benchmarks tests protos/generate.py
 
-.PHONY: help demo test manifests cluster lint format protos bench exactness faults train-demo demo-eval clean
+.PHONY: help demo test manifests cluster lint format protos bench exactness faults soak fuzz train-demo demo-eval clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -44,6 +44,13 @@ exactness: $(VENV)/dev.stamp ## Compares with transformers, token for token
 
 faults: $(VENV)/dev.stamp ## Breaks something every two seconds under 10,000 requests
 	$(BIN)/python -m tests.faults faults
+
+soak: $(VENV)/dev.stamp ## Restarts, outages, crowds, cancels and deaths, each at full length
+	$(BIN)/pytest -m soak
+	$(BIN)/python -m tests.faults rolling redis herd deadlines decoder-killed encoder-killed slow-reader cancels
+
+fuzz: $(VENV)/dev.stamp ## A million mutated inputs for the parsers of outside bytes
+	$(BIN)/python -m tests.fuzz
 
 train-demo: $(VENV)/dev.stamp ## Trains models/demo from a fixed seed: hours; saves and resumes
 	$(INSTALL) . --requirement models/demo/requirements-train.txt

@@ -183,6 +183,16 @@ class DeadlineExceeded(DiptychError):
         super().__init__(message, metadata=metadata)
 
 
+class SlowReader(DiptychError):
+    """The caller does not read its stream."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    reason = "SLOW_READER"
+
+    def __init__(self) -> None:
+        super().__init__("the stream was not read")
+
+
 def to_status(error: BaseException) -> status_pb2.Status:
     """The status for an error. What is no DiptychError becomes INTERNAL with a fixed text, never its own."""
     known = error if isinstance(error, DiptychError) else DiptychError()

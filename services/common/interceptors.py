@@ -9,7 +9,7 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from services.common.errors import to_status
+from services.common.errors import SlowReader, to_status
 
 DISCARD_S = 1.0
 
@@ -21,7 +21,10 @@ Behaviour: TypeAlias = Callable[[Any, Any], Any]
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Lets handlers of all four shapes simply raise."""
+    """Lets handlers of all four shapes simply raise, and ends streams that are not read for `slow_reader_timeout_s`."""
+
+    def __init__(self, slow_reader_timeout_s: float) -> None:
+        self._slow_reader_timeout_s = slow_reader_timeout_s
 
     async def intercept_service(
         self,
@@ -29,7 +32,7 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         handler = await continuation(handler_call_details)
-        return handler and _guarded(handler, handler_call_details.method)
+        return handler and _guarded(handler, handler_call_details.method, self._slow_reader_timeout_s)
 
 
 async def discard(requests: AsyncIterator[Any]) -> None:
@@ -40,7 +43,7 @@ async def discard(requests: AsyncIterator[Any]) -> None:
                 pass
 
 
-def _guarded(handler: Handler, method: str) -> Handler:
+def _guarded(handler: Handler, method: str, slow_reader_timeout_s: float) -> Handler:
     """The same handler with its exceptions translated."""
     behaviour = behaviour_of(handler)
 
@@ -54,7 +57,7 @@ def _guarded(handler: Handler, method: str) -> Handler:
 
     async def stream(request: Any, context: Context) -> None:
         try:
-            await _write_all(behaviour(request, context), context)
+            await _write_all(behaviour(request, context), context, slow_reader_timeout_s)
         except Exception as error:
             await _abort(error, context, method)
 
@@ -81,16 +84,27 @@ def _shape(handler: Handler) -> str:
     )
 
 
-async def _write_all(responses: AsyncGenerator[Any, None] | Awaitable[None], context: Context) -> None:
+async def _write_all(
+    responses: AsyncGenerator[Any, None] | Awaitable[None], context: Context, slow_reader_timeout_s: float
+) -> None:
     """Drive a streaming handler: a generator of responses, or a coroutine that writes them itself."""
     if isinstance(responses, AsyncGenerator):
         async with contextlib.aclosing(
             responses
         ):  # a cancelled call runs the handler's `finally` now, not at collection
             async for response in responses:
-                await context.write(response)
+                await _write(response, context, slow_reader_timeout_s)
     else:
         await responses
+
+
+async def _write(response: object, context: Context, slow_reader_timeout_s: float) -> None:
+    """Raises SlowReader when the caller's buffers stay full: what the stream holds is then free for others."""
+    try:
+        async with asyncio.timeout(slow_reader_timeout_s):
+            await context.write(response)
+    except TimeoutError:
+        raise SlowReader from None
 
 
 async def _abort(error: Exception, context: Context, method: str) -> None:

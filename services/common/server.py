@@ -46,6 +46,9 @@ class ServerSettings(TlsSettings):
         description="Seconds from NOT_SERVING until calls are refused: the clients' time to go elsewhere.",
     )
     drain_grace_s: float = Field(default=30, ge=0, description="Seconds that running calls get to finish.")
+    slow_reader_timeout_s: float = Field(
+        default=10, gt=0, description="Seconds after which who does not read is cut off."
+    )
     max_message_bytes: int = Field(default=4 << 20, ge=1 << 20, description="Largest message that is accepted.")
     allow_insecure: bool = Field(
         default=False,
@@ -125,7 +128,8 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
     DIPTYCH_READY_FILE names. OSError when the address cannot be bound or a certificate cannot be read.
     """
     options = [*_options(settings.max_message_bytes), *_age_options(settings.connection_age_s)]
-    server = grpc.aio.server(interceptors=[ErrorInterceptor(), *guards], options=options)
+    errors = ErrorInterceptor(settings.slow_reader_timeout_s)
+    server = grpc.aio.server(interceptors=[errors, *guards], options=options)
     register(server)
     health_servicer = DrainingHealth()
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -1,6 +1,7 @@
 """Structured output: grammars compiled by llguidance, and the tokens they allow next."""
 
 import json
+import re
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
 MAX_CACHED = 64
+MAX_REPEATS = 2000  # about a second to compile
+_REPEAT = re.compile(r"\{\s*([0-9]{0,18})[0-9]*\s*(?:,\s*([0-9]{0,18})[0-9]*\s*)?\}")
 LIMITS = LLParserLimits(initial_lexer_fuel=2_000_000, max_grammar_size=100_000, verbose_errors=False)
 WHITESPACE: "JsonCompileOptions" = {
     "whitespace_pattern": r"[\x20\x0A]{0,8}"
@@ -103,6 +106,8 @@ class GrammarCompiler:
                 self._compiled.popitem(last=False)
 
     def _compile(self, source: GrammarSource) -> LLMatcher:
+        if source.kind is not GrammarKind.CHOICE:  # whose options are no expressions
+            _require_few_repeats(source.text)
         matcher = LLMatcher(self._load_tokenizer(), _grammar(source), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise GrammarError(matcher.get_error())
@@ -114,6 +119,12 @@ class GrammarCompiler:
                 text = self._file.read_text(encoding="utf-8")
                 self._tokenizer = LLTokenizer(text, n_vocab=self._vocab_size, eos_token=list(self._end_ids))
             return self._tokenizer
+
+
+def _require_few_repeats(text: str) -> None:
+    """Counted repeats of expressions, {n} or {m,n}: what they cost to compile grows with the square of n."""
+    if any(int(count) > MAX_REPEATS for counts in _REPEAT.findall(text) for count in counts if count):
+        raise GrammarError(f"repeats an expression more than {MAX_REPEATS} times")
 
 
 def _grammar(source: GrammarSource) -> str:

@@ -13,7 +13,7 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 
 from services.common import mrope
 from services.common.cache import EmbeddingCache
-from services.common.errors import DeadlineExceeded, DiptychError
+from services.common.errors import DeadlineExceeded, SlowReader
 from services.common.telemetry.spans import failure_of
 from services.decoder.embeddings import RowsFormat, refused
 from services.decoder.engine import Engine
@@ -45,13 +45,6 @@ class ServiceFacts:
     embedding_timeout_s: float
     slow_reader_timeout_s: float
     grammar_timeout_s: float
-
-
-class SlowReader(DiptychError):  # noqa: N818 -- read as "raises SlowReader"
-    """The caller does not read its stream."""
-
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
-    reason = "SLOW_READER"
 
 
 class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
@@ -216,4 +209,4 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             async with asyncio.timeout(self._facts.slow_reader_timeout_s):
                 await context.write(response)
         except TimeoutError:
-            raise SlowReader("the stream was not read") from None
+            raise SlowReader from None

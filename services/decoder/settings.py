@@ -41,5 +41,4 @@ class DecoderSettings(CommonSettings, ServerSettings):
         description="Bytes of embeddings kept in this process for a minute, in front of a shared cache; 0 is none.",
     )
     embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
-    slow_reader_timeout_s: float = Field(10, gt=0, description="Seconds after which who does not read is cut off.")
     grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

@@ -126,6 +126,34 @@ async def test_a_handler_cut_off_while_it_writes_cleans_up_at_once(serving: Any)
         await asyncio.wait_for(cleaned.wait(), 1)
 
 
+async def test_a_stream_that_is_not_read_is_cut_off(serving: Any) -> None:
+    """Once a client's buffers are full its handler is ended, and the client is told why when it reads again."""
+    cleaned = asyncio.Event()
+
+    async def endless(_: bytes, __: Context) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                yield b"x" * (1 << 20)
+        finally:
+            cleaned.set()
+
+    served = serving({"watch": grpc.unary_stream_rpc_method_handler(endless)}, slow_reader_timeout_s=0.2)
+    async with served as server, grpc.aio.insecure_channel(server.address) as channel:
+        watch: Any = channel.unary_stream("/test.Service/watch")
+        running = watch(b"")
+        await running.read()
+        await asyncio.wait_for(cleaned.wait(), 5)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await read_all(running)
+    assert from_rpc_error(caught.value, "test").reason == "SLOW_READER"
+
+
+async def read_all(running: Any) -> None:
+    """Read to the end, or to the error."""
+    while await running.read() is not grpc.aio.EOF:
+        pass
+
+
 async def leave(address: str, when: asyncio.Event) -> None:
     """A client that starts the method "watch" and cancels it."""
     async with grpc.aio.insecure_channel(address) as channel:

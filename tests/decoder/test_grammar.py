@@ -74,6 +74,8 @@ def test_whitespace_is_bounded(compiler: GrammarCompiler, tokenizer: Tokenizer) 
         GrammarSource(GrammarKind.REGEX, "["),
         GrammarSource(GrammarKind.LARK, "start: nothing"),
         GrammarSource(GrammarKind.REGEX, "(" * 50_000),
+        GrammarSource(GrammarKind.LARK, r"start: /\w+/ & /[^x]+{9999}/"),  # half a minute, found by make fuzz
+        GrammarSource(GrammarKind.REGEX, "a{3,9999}"),
     ],
 )
 def test_bad_grammars_are_refused(compiler: GrammarCompiler, source: GrammarSource) -> None:

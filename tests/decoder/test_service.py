@@ -21,6 +21,7 @@ from services.common.errors import (
     DiptychError,
     InvalidRequest,
     PromptTooLong,
+    SlowReader,
     VersionMismatch,
     from_rpc_error,
 )
@@ -30,7 +31,7 @@ from services.common.telemetry.process import Telemetry
 from services.decoder.__main__ import SERVICE_NAME
 from services.decoder.assemble import build_decoder
 from services.decoder.grammar import GrammarCompiler
-from services.decoder.service import DecoderService, SlowReader
+from services.decoder.service import DecoderService
 from services.decoder.settings import DecoderSettings
 from tests.decoder.conftest import Case, Harness, Model
 

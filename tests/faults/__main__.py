@@ -6,16 +6,43 @@ Ends with 1 when a figure misses its bar.
 import argparse
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+import math
+from collections.abc import Callable, Coroutine, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from tests.faults import faults, results
+from tests.faults import cancels, crowds, deaths, faults, redis_outage, results, rolling, slow_reader
 from tests.faults.results import Figure
+from tests.faults.stage import Stage, stage
 
 Proof = Callable[[argparse.Namespace], Coroutine[Any, Any, list[Figure]]]
+MAX_REQUEST_S = 2.0
+
+
+Play = Callable[[Stage], Coroutine[Any, Any, list[Figure]]]
+SHORT_REQUESTS = {"DIPTYCH_GATEWAY_MAX_REQUEST_S": str(MAX_REQUEST_S)}
+
+
+def on_stage(prove: Play, num_replicas: int, settings: Mapping[str, str] = MappingProxyType({})) -> Proof:
+    """A proof on a fleet of its own."""
+
+    async def run(_options: argparse.Namespace) -> list[Figure]:
+        async with stage(num_replicas, settings) as found:
+            return await prove(found)
+
+    return run
+
 
 PROOFS: dict[str, Proof] = {
-    faults.PROOF: lambda options: faults.prove(options.requests, options.interval, options.seed),
+    "faults": lambda options: faults.prove(options.requests, options.interval, options.seed, options.seconds),
+    "rolling": on_stage(rolling.prove, 2),
+    "redis": on_stage(redis_outage.prove, 1),
+    "herd": on_stage(crowds.prove_herd, 2),
+    "deadlines": on_stage(lambda found: crowds.prove_deadlines(found, MAX_REQUEST_S), 1, SHORT_REQUESTS),
+    "decoder-killed": on_stage(deaths.prove_decoder, 2),
+    "encoder-killed": on_stage(deaths.prove_encoder, 2),
+    "slow-reader": on_stage(slow_reader.prove, 1),
+    "cancels": lambda options: on_stage(lambda found: cancels.prove(found, options.cancels), 1)(options),
 }
 
 
@@ -37,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("proofs", nargs="*", help=f"all unless named: {', '.join(PROOFS)}")
     parser.add_argument("--requests", type=int, default=10_000, help="requests in the storm")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end the storm then, with fewer requests")
+    parser.add_argument("--cancels", type=int, default=100_000, help="streams that are cancelled")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds from one fault to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the requests and the faults")
     parser.add_argument("--no-keep", dest="keep", action="store_false", help="leave the page as it is")

@@ -1,11 +1,14 @@
 """The storm: mixed requests of two tenants while something is broken every two seconds."""
 
 import asyncio
+import math
 import random
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from diptych.v1 import chat_service_pb2 as chat
@@ -38,8 +41,10 @@ class Outcome:
         return 1 - tries[0] / max(tries.total(), 1)
 
 
-async def weather(num_requests: int, interval_s: float, seed: int, num_questions: int) -> Outcome:
-    """Ask `num_requests` times in the storm, and once more of everything after it."""
+async def weather(
+    num_requests: int, interval_s: float, seed: int, num_questions: int, seconds: float = math.inf
+) -> Outcome:
+    """Ask `num_requests` times in the storm, or as often as `seconds` allow, and once more of everything after it."""
     with tempfile.TemporaryDirectory(prefix="diptych-faults-") as folder:
         model = build_checkpoint(Path(folder) / "model", CheckpointSpec(tied=False))
         asked = questions(model, num_questions)
@@ -49,7 +54,7 @@ async def weather(num_requests: int, interval_s: float, seed: int, num_questions
             assert not outcome.problems, outcome.problems[:5]
             storm = Storm(fleet, rng, interval_s)
             async with storm.blowing():
-                await _ask_many(client, asked, num_requests, seed, outcome)
+                await _ask_many(client, asked, _numbers(num_requests, seconds), seed, outcome)
             outcome.faults = storm.counts
             await _ask_all(client, asked, rng, outcome)
             outcome.problems += await checker.crossings(fleet, await _cache_keys(fleet, client, rng))
@@ -58,8 +63,12 @@ async def weather(num_requests: int, interval_s: float, seed: int, num_questions
             return outcome
 
 
-async def _ask_many(client: Client, asked: list[Question], num_requests: int, seed: int, outcome: Outcome) -> None:
-    numbers = iter(range(num_requests))
+def _numbers(count: int, seconds: float) -> Iterator[int]:
+    ends_at = time.monotonic() + seconds
+    return takewhile(lambda _: time.monotonic() < ends_at, range(count))
+
+
+async def _ask_many(client: Client, asked: list[Question], numbers: Iterator[int], seed: int, outcome: Outcome) -> None:
 
     async def work(worker: int) -> None:
         rng = random.Random(f"{seed} {worker}")
@@ -117,9 +126,9 @@ def figures(outcome: Outcome) -> Iterator[Figure]:
     yield figure(PROOF, "how attempts failed", ends or "none did", "typed", not outcome.problems)
 
 
-async def prove(num_requests: int = 10_000, interval_s: float = 2.0, seed: int = 0) -> list[Figure]:
+async def prove(num_requests: int, interval_s: float, seed: int, seconds: float) -> list[Figure]:
     """The figures, after what was broken and which rules were."""
-    outcome = await weather(num_requests, interval_s, seed, num_questions=30)
+    outcome = await weather(num_requests, interval_s, seed, num_questions=30, seconds=seconds)
     for name, count in sorted(outcome.faults.items()):
         print(f"{count:5}  {name}")
     for problem in outcome.problems[:50]:

@@ -135,9 +135,10 @@ class Fleet:
         }
         self._make("gateway", "gateway", {**behind, "DIPTYCH_GATEWAY_TOKENS_FILE": str(tokens_file)})
         await asyncio.gather(*(replica.proxy.start() for replica in self.gateways))
-        for replica in self.all:
-            replica.launch()
-        await asyncio.gather(*(replica.listening() for replica in self.all))
+        for wave in ([*self.encoders, *self.decoders], self.gateways):
+            for replica in wave:
+                replica.launch()
+            await asyncio.gather(*(replica.listening() for replica in wave))
 
     def _make(self, kind: str, module: str, settings: Mapping[str, str]) -> None:
         environment = {

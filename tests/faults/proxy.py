@@ -7,6 +7,7 @@ import struct
 from dataclasses import dataclass
 
 _PIECE_BYTES = 16 << 10
+_RECEIVE_BYTES = 64 << 10
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER with no time: closing sends RST
 
 
@@ -90,11 +91,10 @@ class FaultProxy:
             _abort(writer)
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._faults.refuses:
+        if self._faults.refuses or not self.target:
             return
         await self._flows.wait()
-        host, _, port = self.target.rpartition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port), limit=_PIECE_BYTES)
+        far_reader, far_writer = await self._open_far_side()
         pair = {writer, far_writer}
         self._writers |= pair
         passed = _Passed()
@@ -110,6 +110,15 @@ class FaultProxy:
             await asyncio.gather(*pumps, return_exceptions=True)
             self._writers -= pair
             _abort(far_writer)
+
+    async def _open_far_side(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to the target. Its buffer is small, so that whoever writes into a stall notices soon."""
+        host, _, port = self.target.rpartition(":")
+        connection = socket.socket()
+        connection.setblocking(False)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+        await asyncio.get_running_loop().sock_connect(connection, (host, int(port)))
+        return await asyncio.open_connection(sock=connection, limit=_PIECE_BYTES)
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, passed: "_Passed") -> None:
         while data := await reader.read(_PIECE_BYTES):

@@ -35,6 +35,7 @@ class Attempt:
     is_stream: bool
     timeout_s: float
     cancel_after_s: float | None = None
+    resumes: bool = False
     started_at: float = field(default_factory=time.monotonic)
     elapsed_s: float = 0.0
     code: str = ""  # gRPC's name of the status; empty until it has ended
@@ -65,8 +66,11 @@ class Record:
         return bool(self.attempts) and self.attempts[-1].code == "OK"
 
 
+ANY = "any"
+
+
 class Client:
-    """Stubs of every gateway for every tenant."""
+    """Stubs of every gateway for every tenant, and one of each tenant that goes round those that are healthy."""
 
     def __init__(self, fleet: Fleet, stubs: dict[tuple[str, str], ChatServiceStub]) -> None:
         self._fleet, self._stubs = fleet, stubs
@@ -93,9 +97,21 @@ class Client:
                 await asyncio.sleep(attempt.retry_after_s or rng.uniform(0.5, 1.0) * BACKOFF_S[number])
         return record
 
-    async def _try(self, attempt: Attempt, question: Question, nonce: bytes) -> None:
-        stub = self.stub(attempt.gateway, question.tenant)
-        options = generation.Generation(max_tokens=question.max_tokens, temperature=0.0)
+    async def ask_once(self, question: Question, rng: random.Random, *, fresh: bool = False) -> Record:
+        """Ask whichever gateway is healthy, and leave it at that."""
+        attempt = _attempt(self._fleet.gateways[0], rng, "plain")
+        await self._try(attempt, question, rng.randbytes(8).hex().encode() if fresh else b"", ANY)
+        return Record(question, "plain", [attempt])
+
+    async def cancel(self, question: Question, rng: random.Random, within_s: float) -> Attempt:
+        """Ask for a stream and leave at some moment."""
+        attempt = Attempt(self._fleet.gateways[0], True, ATTEMPT_TIMEOUT_S, rng.uniform(0.0, within_s))
+        await self._try(attempt, question, b"")
+        return attempt
+
+    async def _try(self, attempt: Attempt, question: Question, nonce: bytes, gateway: str = "") -> None:
+        stub = self._stubs[gateway or attempt.gateway.name, question.tenant]
+        options = generation.Generation(max_tokens=question.max_tokens, temperature=0.0, resume=attempt.resumes)
         conversation = question.to_conversation(nonce)
         attempt.started_at = time.monotonic()
         call: Any  # of two kinds, which end alike
@@ -126,17 +142,19 @@ async def client_of(fleet: Fleet) -> AsyncIterator[Client]:
     """A client with a connection to each gateway, by way of its proxy."""
     async with AsyncExitStack() as channels:
         stubs = {}
-        for gateway in fleet.gateways:
+        targets = {gateway.name: gateway.proxy.address for gateway in fleet.gateways}
+        targets[ANY] = "ipv4:" + ",".join(targets.values())
+        for name, target in targets.items():
             for tenant in TENANTS:
-                channel = open_channel(gateway.proxy.address, token=fleet.tokens[tenant])
-                stubs[gateway.name, tenant] = ChatServiceStub(await channels.enter_async_context(channel))
+                channel = await channels.enter_async_context(open_channel(target, token=fleet.tokens[tenant]))
+                stubs[name, tenant] = ChatServiceStub(channel)
         yield Client(fleet, stubs)
 
 
 def _attempt(gateway: Replica, rng: random.Random, kind: Kind) -> Attempt:
     timeout_s = rng.uniform(0.01, 0.3) if kind == "hurried" else ATTEMPT_TIMEOUT_S
     cancel_after_s = rng.uniform(0.0, 0.15) if kind == "cancelled" else None
-    return Attempt(gateway, rng.random() < 0.8, timeout_s, cancel_after_s)
+    return Attempt(gateway, rng.random() < 0.8, timeout_s, cancel_after_s, resumes=rng.random() < 0.5)
 
 
 async def _read_stream(call: "grpc.aio.UnaryStreamCall[object, chat.StreamChatResponse]", attempt: Attempt) -> None:

@@ -235,7 +235,7 @@ async def serving(
 ) -> AsyncIterator[tuple[str, grpc.aio.Server]]:
     """A server on a free port."""
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(), *guards],
+        interceptors=[ErrorInterceptor(10), *guards],
         options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
     )
     register(servicer, server)

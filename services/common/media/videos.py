@@ -84,9 +84,15 @@ def _video_stream(container: InputContainer) -> VideoStream:
     stream = container.streams.best("video")
     if not isinstance(stream, VideoStream):
         raise MediaError("BROKEN_VIDEO", "the file holds no video")
-    if codec_of(stream) not in VIDEO_CODECS:
+    if not _has_decoder(stream) or codec_of(stream) not in VIDEO_CODECS:
         raise MediaError("UNSUPPORTED_VIDEO_FORMAT", f"the codec is none of {', '.join(sorted(VIDEO_CODECS))}")
     return stream
+
+
+def _has_decoder(stream: VideoStream) -> bool:
+    """PyAV's types say that a stream always has a codec; one whose codec nobody here knows has none."""
+    context: object = stream.codec_context
+    return context is not None
 
 
 def _refuse_to_open(*_args: object) -> NoReturn:

@@ -178,3 +178,11 @@ def test_limits_of_a_video() -> None:
     with pytest.raises(MediaError) as large:
         probe_video(data, max_pixels=48 * 64 - 1)
     assert (long.value.reason, large.value.reason) == ("VIDEO_TOO_LONG", "VIDEO_TOO_LARGE")
+
+
+def test_a_codec_that_nobody_knows_is_unsupported() -> None:
+    """A track whose codec has no decoder at all, not even a name, is refused like one that is not allowed."""
+    data = encode_video(flat_frames(2)).replace(b"avc1", b"zzzz")
+    with pytest.raises(MediaError) as caught:
+        probe_video(data)
+    assert caught.value.reason == "UNSUPPORTED_VIDEO_FORMAT"

@@ -1,0 +1,102 @@
+"""Clients that go away: what they held is free at once, and nothing of them stays."""
+
+import asyncio
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from tests.faults.fleet import Replica
+from tests.faults.results import Figure, figure
+from tests.faults.stage import Stage, decoder_of, first_text, idle, percentile
+
+PROOF = "cancels"
+MIB = 1 << 20
+NUM_WORKERS = 16
+NUM_TIMED = 200
+NUM_WARM = 1000
+MEMORY_BAR, FILES_BAR, FREE_BAR_MS = 20 * MIB, 8, 100.0
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a process holds."""
+
+    memory_bytes: int
+    num_files: int
+
+
+async def prove(stage: Stage, num_cancels: int = 100_000) -> list[Figure]:
+    """Cancel streams by the thousand, then some one by one with a clock."""
+    await _cancel_many(stage, min(NUM_WARM, num_cancels), seed=1)
+    before = await _settled(stage)
+    await _cancel_many(stage, num_cancels, seed=2)
+    after = await _settled(stage)
+    free_ms = await _free_ms(stage, min(NUM_TIMED, max(num_cancels // 10, 10)))
+    return [*_kept(num_cancels, before, after), _freed(free_ms)]
+
+
+def _kept(num_cancels: int, before: dict[str, Held], after: dict[str, Held]) -> list[Figure]:
+    found = []
+    for name, held in before.items():
+        memory, files = after[name].memory_bytes - held.memory_bytes, after[name].num_files - held.num_files
+        found.append(
+            figure(
+                PROOF,
+                f"{num_cancels} cancelled streams, {name}: memory and open files more than before",
+                f"{memory / MIB:+.1f} MiB, {files:+d}",
+                f"{MEMORY_BAR // MIB} MiB, {FILES_BAR}",
+                memory <= MEMORY_BAR and files <= FILES_BAR,
+            )
+        )
+    return found
+
+
+def _freed(free_ms: list[float]) -> Figure:
+    half, most = percentile(free_ms, 0.5), percentile(free_ms, 0.99)
+    what = f"{len(free_ms)} cancels one by one: until slot and blocks are free, median and 99th percentile"
+    return figure(PROOF, what, f"{half:.0f} ms, {most:.0f} ms", f"{FREE_BAR_MS:.0f} ms", most <= FREE_BAR_MS)
+
+
+async def _cancel_many(stage: Stage, count: int, seed: int) -> None:
+    numbers = iter(range(count))
+
+    async def work(worker: int) -> None:
+        rng = random.Random(f"{seed} {worker}")
+        for _ in numbers:
+            attempt = await stage.client.cancel(rng.choice(stage.asked), rng, within_s=0.05)
+            assert attempt.code in ("CANCELLED", "OK"), f"{attempt.code} {attempt.reason}"
+
+    await asyncio.gather(*(work(worker) for worker in range(NUM_WORKERS)))
+
+
+async def _settled(stage: Stage) -> dict[str, Held]:
+    """What each process holds once no request runs any more."""
+    for replica in stage.fleet.decoders:
+        async with decoder_of(replica) as stub:
+            await idle(stub)
+    return {replica.name: held_by(replica) for replica in stage.fleet.all}
+
+
+def held_by(replica: Replica) -> Held:
+    """Resident memory and open descriptors of a replica's process."""
+    process = Path(f"/proc/{replica.pid}")
+    resident = next(line for line in (process / "status").read_text().splitlines() if line.startswith("VmRSS:"))
+    return Held(int(resident.split()[1]) * 1024, len(list((process / "fd").iterdir())))
+
+
+async def _free_ms(stage: Stage, count: int) -> list[float]:
+    """From each cancel until the decoder reports no sequence and no block in use."""
+    found = []
+    async with decoder_of(stage.fleet.decoders[0]) as stub:
+        for number in range(count):
+            call = stage.long_stream(stage.fleet.gateways[0], f"cancel me {number}", 2000)
+            await first_text(call)
+            call.cancel()
+            started = time.monotonic()
+            await idle(stub)
+            found.append((time.monotonic() - started) * 1000)
+            assert await call.code() is grpc.StatusCode.CANCELLED
+    return found
