@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from services.common.media.decode import decode
 from services.common.media.errors import MediaError, MediaRuleError
+from services.common.media.frames import DecodePlan
 from services.common.media.plan import SizeOptions, VideoSampling, plan_image, plan_video
 from services.common.media.probe import probe_image, probe_video
-from services.encoder.decode import DecodePlan, decode
 from tests.common.media.files import encode_image, encode_video, flat_frames, photo, preprocessor
 from tests.fuzz.target import Target
 
@@ -18,8 +19,8 @@ ERRORS = (MediaError, MediaRuleError)
 
 def targets() -> Iterator[Target]:
     """Images and videos."""
-    yield Target("image", _pictures(), _image, ERRORS, 1.0)
-    yield Target("video", _videos(), _video, ERRORS, 0.15)
+    yield Target("image", _pictures(), _image, ERRORS, 0.4)
+    yield Target("video", _videos(), _video, ERRORS, 0.1)
 
 
 def _pictures() -> list[bytes]:

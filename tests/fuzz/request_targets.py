@@ -79,11 +79,12 @@ def _prompts(model: Path) -> Target:
     """Whatever users type, the prompt holds the control tokens that the template writes, and no others."""
     prompts = open_prompts(Checkpoint.open(str(model)))
     control = prompts.tokenizer.control_tokens
+    control_ids = set(control.values())
     roles = ("user", "assistant", "user")
 
     def ids_of(texts: list[str]) -> list[int]:
         turns = [Turn(role, (text, MediaSlot("image", 2))) for role, text in zip(roles, texts, strict=False)]
-        return [token for token in prompts.build(turns).token_ids if token in set(control.values())]
+        return [token for token in prompts.build(turns).token_ids if token in control_ids]
 
     expected = {count: ids_of(["x"] * count) for count in (1, 2, 3)}
 
@@ -93,7 +94,7 @@ def _prompts(model: Path) -> Target:
 
     spelled = "".join(control).encode()
     seeds = [b"What is this?", spelled, SEPARATOR.join([b"hi", spelled, "Größe 東京 \ue000".encode()])]
-    return Target("template and tokenizer", seeds, run, (InvalidRequest,), 1.0)
+    return Target("template and tokenizer", seeds, run, (InvalidRequest,), 0.3)
 
 
 def _data_uris() -> list[bytes]:

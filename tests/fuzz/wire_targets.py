@@ -165,4 +165,4 @@ def _grammars(checkpoint: Checkpoint) -> Iterator[Target]:
             for matcher in compiler.compile(source, 1):
                 matcher.allowed_tokens(checkpoint.text.vocab_size)
 
-        yield Target(f"grammar: {kind.value}", examples, run, (GrammarError,), 0.3)
+        yield Target(f"grammar: {kind.value}", examples, run, (GrammarError,), 0.1)
