@@ -9,12 +9,11 @@ import grpc
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
-from grpc_status import rpc_status
 from pydantic import Field, SecretStr
 
 from cli.media import Media, Turn
 from services.common.channels import open_channel
-from services.common.errors import InvalidRequest, from_rpc_error
+from services.common.errors import InvalidRequest, from_rpc_error, rich_status
 from services.common.settings import load
 from services.common.tls import TlsSettings, channel_credentials
 
@@ -98,7 +97,7 @@ async def upload(stub: ChatServiceStub, data: bytes) -> str:
 
 def error_lines(error: grpc.aio.AioRpcError, address: str) -> Iterator[str]:
     """Reason, field and message of each thing that was wrong, one line each."""
-    if rpc_status.from_call(error) is None:  # not a status of ours: nobody answers there, or something else does
+    if rich_status(error) is None:  # not a status of ours: nobody answers there, or something else does
         yield f"{error.code().name}: {error.details()} ({address})"
         return
     known = from_rpc_error(error, "gateway")

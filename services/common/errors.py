@@ -210,11 +210,22 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> DiptychError:
     A status without our ErrorInfo was made by gRPC itself: UNAVAILABLE and DEADLINE_EXCEEDED mean what they say,
     CANCELLED that the service has stopped, and any other is a fault between the services and becomes INTERNAL.
     """
-    status = rpc_status.from_call(error)
+    status = rich_status(error)
     info = _detail(status, details.ErrorInfo) if status is not None else None
     if status is None or info is None or info.domain != DOMAIN:
         return _from_bare_code(error.code(), service)
     return _from_status(status, info, service)
+
+
+def rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """The status with details behind a failed call; None when gRPC itself has ended it.
+
+    A deadline that passes while the server's own status arrives leaves a mixture of both: the code counts, alone.
+    """
+    try:
+        return rpc_status.from_call(error)
+    except ValueError:
+        return None
 
 
 def _from_bare_code(code: grpc.StatusCode, service: str) -> DiptychError:

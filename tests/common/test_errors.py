@@ -100,3 +100,12 @@ def test_grpcs_own_failures(code: grpc.StatusCode, expected: type[DiptychError])
 def test_names_the_service_that_is_gone() -> None:
     """The reason tells the encoder's outage from the decoder's."""
     assert from_rpc_error(bare(grpc.StatusCode.UNAVAILABLE), "encoder").reason == "ENCODER_UNAVAILABLE"
+
+
+def test_a_deadline_that_meets_the_servers_own_status_is_a_deadline() -> None:
+    """When gRPC's text stands over a server's details, the code alone is believed, and nothing raises."""
+    theirs = failed_call(to_status(errors.DeadlineExceeded()))
+    mixed = grpc.aio.AioRpcError(
+        theirs.code(), grpc.aio.Metadata(), theirs.trailing_metadata(), details="Stream removed (Deadline Exceeded)"
+    )
+    assert type(from_rpc_error(mixed, "decoder")) is errors.DeadlineExceeded

@@ -13,9 +13,9 @@ from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from google.rpc import error_details_pb2 as details
-from grpc_status import rpc_status
 
 from services.common.channels import open_channel
+from services.common.errors import rich_status
 from tests.faults.fleet import TENANTS, Fleet, Replica
 from tests.faults.questions import Question
 
@@ -176,7 +176,7 @@ async def _read_answer(call: "grpc.aio.UnaryUnaryCall[object, chat.ChatResponse]
 
 
 def _note_failure(attempt: Attempt, error: grpc.aio.AioRpcError) -> None:
-    status = rpc_status.from_call(error)
+    status = rich_status(error)
     info, retry = details.ErrorInfo(), details.RetryInfo()
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         return
