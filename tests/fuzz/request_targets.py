@@ -20,6 +20,7 @@ from gateway.validation import require_valid
 from services.common.checkpoint import Checkpoint
 from services.common.errors import InvalidRequest, MediaNotFound
 from services.common.identity import Identity, TokenFileError, new_token, parse_tokens, token_line
+from services.common.keys import Owner
 from tests.fuzz.target import Target
 
 VOCAB_SIZE = 1000
@@ -123,7 +124,7 @@ class _DataUri:
 
     def run(self, data: bytes) -> None:
         image = content.Image(uri=data.decode(errors="replace"))
-        _finish(self._sources.read("image", image, "image", "tenant"))
+        _finish(self._sources.read("image", image, "image", Owner("tenant")))
 
 
 def _urls() -> list[bytes]:

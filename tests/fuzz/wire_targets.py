@@ -64,7 +64,7 @@ def _manifest(data: bytes) -> None:
 
 
 def _sealed(data: bytes) -> None:
-    assert SEAL.open(NAME, data) in VALUES, "an altered value was opened"
+    assert bytes(SEAL.open(NAME, data)) in VALUES, "an altered value was opened"
 
 
 def _heads() -> list[bytes]:
