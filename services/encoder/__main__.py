@@ -10,6 +10,7 @@ from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
+from services.common.threads import leave_computing_to_others
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
 
@@ -42,6 +43,7 @@ def main() -> None:
     except CheckpointError as error:
         print(f"DIPTYCH_MODEL: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    leave_computing_to_others()  # the model has a thread of its own from here on
     try:
         asyncio.run(run(settings, loaded))
     except OSError as error:

@@ -51,15 +51,25 @@ RunBatch = Callable[[Sequence[Frames]], Sequence[Slice | Exception]]
 
 
 class Batcher:
-    """First come, first served, up to `max_batch_patches` at once; a larger slice goes alone."""
+    """First come, first served, up to `max_batch_patches` at once; a larger slice goes alone.
 
-    def __init__(self, run_batch: RunBatch, metrics: EncoderMetrics, *, max_batch_patches: int) -> None:
+    The thread that runs batches calls `prepare_thread` first.
+    """
+
+    def __init__(
+        self,
+        run_batch: RunBatch,
+        metrics: EncoderMetrics,
+        *,
+        max_batch_patches: int,
+        prepare_thread: Callable[[], object] = lambda: None,
+    ) -> None:
         self._run_batch = run_batch
         self._metrics = metrics
         self._max_batch_patches = max_batch_patches
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision-model")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision-model", initializer=prepare_thread)
         self._patches_per_s = _INITIAL_PATCHES_PER_S
 
     def submit(self, frames: Frames, num_patches: int, patience: Patience) -> Job:

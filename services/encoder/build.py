@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import structlog
@@ -41,11 +42,13 @@ class Loaded:
     checkpoint: Checkpoint
     vision: Vision
     embedder: Embedder
+    num_threads: int  # of the model's thread, by which it is used from now on
 
 
 def load_model(settings: EncoderSettings) -> Loaded:
     """Read the checkpoint's vision half and run it once. Raises CheckpointError."""
-    torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+    num_threads = settings.threads or os.cpu_count() or 1
+    torch.set_num_threads(num_threads)
     checkpoint = Checkpoint.open(settings.model)
     vision = load_vision(checkpoint, dtype=settings.dtype, device=settings.device, quantization=settings.quantize)
     pre = checkpoint.preprocessor
@@ -53,8 +56,8 @@ def load_model(settings: EncoderSettings) -> Loaded:
     side = pre.patch_size * pre.merge_size
     # what does not fit together fails here and not at the first request
     embedder.embed([(np.zeros((side, side, 3), np.uint8),) * pre.temporal_patch_size])
-    log.info("ready to encode", model=checkpoint.name, num_threads=torch.get_num_threads())
-    return Loaded(checkpoint, vision, embedder)
+    log.info("ready to encode", model=checkpoint.name, num_threads=num_threads)
+    return Loaded(checkpoint, vision, embedder, num_threads)
 
 
 @asynccontextmanager
@@ -63,7 +66,12 @@ async def encoder_service(
 ) -> AsyncIterator[EncoderService]:
     """A service whose model thread runs and whose caches are open, until the context ends."""
     tiers, metrics = _open_tiers(settings, telemetry.cache), EncoderMetrics(telemetry.registry)
-    batcher = Batcher(loaded.embedder.embed, metrics, max_batch_patches=settings.batch_patches)
+    batcher = Batcher(
+        loaded.embedder.embed,
+        metrics,
+        max_batch_patches=settings.batch_patches,
+        prepare_thread=partial(torch.set_num_threads, loaded.num_threads),
+    )
     admission = Admission(settings.max_queued_patches, batcher.seconds_for)
     metrics.watch(lambda: admission.num_patches, lambda: batcher.num_waiting)
     running = asyncio.create_task(batcher.run())
