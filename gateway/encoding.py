@@ -177,6 +177,7 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
         request_id=job.caller.request_id,
         tenant=job.caller.owner.tenant,
         epoch=job.caller.owner.epoch,
+        max_cache_bytes=job.caller.owner.max_cache_bytes or None,
         kind=item.kind,
         file_sizes=[len(file) for file in item.files],
         resized_height=plan.height,

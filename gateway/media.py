@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from diptych.v1 import content_pb2
 from google.protobuf.message import Message
 
 from services.common.checkpoint import Preprocessor
-from services.common.errors import InvalidRequest
+from services.common.errors import InvalidRequest, QuotaExceeded
 from services.common.keys import Owner
 from services.common.media.errors import MediaError, MediaRuleError
 from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, plan_frames, plan_image, plan_video
@@ -104,11 +105,13 @@ class MediaLoader:
         )
 
     async def remember(self, items: Sequence[MediaItem], owner: Owner) -> None:
-        """Keep every file, so that later requests can name it by its digest."""
+        """Keep every file that the quota has room for, so that later requests can name it by its digest."""
         names = {digest: file for item in items for digest, file in zip(item.file_digests, item.files, strict=True)}
-        await asyncio.gather(
-            *(self._store.put(owner, f"sha256:{digest.hex()}", file) for digest, file in names.items())
-        )
+        await asyncio.gather(*(self._keep(owner, f"sha256:{digest.hex()}", file) for digest, file in names.items()))
+
+    async def _keep(self, owner: Owner, digest: str, file: bytes) -> None:
+        with suppress(QuotaExceeded):  # the request has what it needs
+            await self._store.put(owner, digest, file)
 
     async def _read(self, field: str, source: Source, kind: MediaKind, budget: "_Budget") -> bytes:
         async with budget.gate:

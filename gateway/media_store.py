@@ -16,11 +16,12 @@ class MediaStore:
         self._secret = secret
 
     async def put(self, owner: Owner, digest: str, data: bytes) -> bool:
-        """Keep `data` under its digest. False when neither place took it."""
-        key = tenant_key(self._secret, owner.tenant, owner.epoch)
-        if await self._shared.of(owner.tenant, owner.epoch).put_media(key, digest, data):
-            return True
-        return await self._local.of(owner.tenant, owner.epoch).put_media(key, digest, data)
+        """Keep `data` under its digest. False when neither place took it. Raises QuotaExceeded."""
+        key, places = tenant_key(self._secret, owner.tenant, owner.epoch), (self._shared, self._local)
+        for cache in places:
+            if await cache.of(owner.tenant, owner.epoch, owner.max_cache_bytes).put_media(key, digest, data):
+                return True
+        return False
 
     async def get(self, owner: Owner, digest: str) -> bytes | None:
         """The bytes sent before, or None."""

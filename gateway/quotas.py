@@ -1,4 +1,4 @@
-"""What one tenant may have under way at this gateway: calls, and the cost of its conversations."""
+"""What one tenant may have: under way at this gateway, calls and the cost of its conversations; in the cache, bytes."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,10 +23,11 @@ _FREE = "/diptych.v1.ChatService/PurgeMedia"  # who has filled its quota may sti
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The most of each at a time; 0 is no limit."""
+    """The most of each at a time; 0 is no limit. `cache_bytes` is None where only the default says it."""
 
     calls: int = 0
     cost: int = 0
+    cache_bytes: int | None = None
 
 
 class QuotaFileError(ValueError):
@@ -34,15 +35,16 @@ class QuotaFileError(ValueError):
 
 
 def parse_quotas(text: str) -> dict[str, Quota]:
-    """A line each: tenant, calls, cost; `#` starts a comment. Raises QuotaFileError."""
+    """A line each: tenant, calls, cost, maybe cache bytes; `#` starts a comment. Raises QuotaFileError."""
     quotas: dict[str, Quota] = {}
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.partition("#")[0].split()
         if not fields:
             continue
-        if len(fields) != 3 or not TENANT.fullmatch(fields[0]) or not all(field.isdecimal() for field in fields[1:]):
-            raise QuotaFileError(f"line {number} is not: tenant, calls, cost")
-        quotas[fields[0]] = Quota(int(fields[1]), int(fields[2]))
+        tenant, *limits = fields
+        if len(limits) not in {2, 3} or not TENANT.fullmatch(tenant) or not all(map(str.isdecimal, limits)):
+            raise QuotaFileError(f"line {number} is not: tenant, calls, cost, and maybe cache bytes")
+        quotas[tenant] = Quota(*map(int, limits))
     return quotas
 
 
@@ -66,6 +68,11 @@ class Quotas:
         """A conversation under way. Raises QuotaExceeded."""
         with _held(self._cost, tenant, cost, self._of(tenant).cost, "cost"):
             yield
+
+    def cache_bytes(self, tenant: str) -> int:
+        """What the tenant may hold in the shared cache; 0 is no limit. Writers hold it, so gateways share it."""
+        own = self._of(tenant).cache_bytes
+        return (self._default.cache_bytes or 0) if own is None else own
 
     def _of(self, tenant: str) -> Quota:
         named: Mapping[str, Quota] = self._file.read() if self._file is not None else {}

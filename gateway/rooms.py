@@ -51,7 +51,8 @@ class Rooms:
         self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
         self._workers = WorkerPool(JOBS_MODULE, settings)
         self._workers.start()
-        self.quotas = Quotas(Quota(settings.quota_calls, settings.quota_cost), settings.quotas_file)
+        quota = Quota(settings.quota_calls, settings.quota_cost, settings.quota_cache_bytes)
+        self.quotas = Quotas(quota, settings.quotas_file)
         self.epochs = Epochs(self.cache)
         self.purge = Purge(self.cache, self.store, pools)
         self.media = MediaLoader(

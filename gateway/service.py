@@ -123,7 +123,8 @@ class ChatService(chat_service_pb2_grpc.ChatServiceServicer):
 
     async def _caller(self, context: Context) -> Caller:
         caller = caller_of(context, self._settings.max_request_s)
-        return replace(caller, owner=await self._rooms.epochs.owner(caller.tenant))
+        owner = await self._rooms.epochs.owner(caller.tenant)
+        return replace(caller, owner=replace(owner, max_cache_bytes=self._rooms.quotas.cache_bytes(caller.tenant)))
 
     async def _receive(self, requests: AsyncIterator[pb.UploadMediaRequest]) -> bytes:
         data = bytearray()

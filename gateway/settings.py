@@ -121,8 +121,14 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         description="Patches, prompt tokens and tokens still to be answered that a tenant may have under way here; 0 is"
         " no limit.",
     )
+    quota_cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        description="Bytes that a tenant may hold in the shared cache, of all gateways and encoders together; 0 is no"
+        " limit. What is beyond them is not stored.",
+    )
     quotas_file: FilePath | None = Field(
-        default=None, description="Quotas of single tenants: lines of tenant, calls and cost."
+        default=None, description="Quotas of single tenants: lines of tenant, calls, cost and, if wanted, cache bytes."
     )
     greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
     max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")

@@ -42,7 +42,7 @@ class Backend:
 
     def expiries(self) -> dict[bytes, int]:
         """When each key expires, in seconds since 1970."""
-        return {key: int(admin.expiretime(key)) for admin in self._primaries() for key in admin.scan_iter("diptych:*")}
+        return {key: int(admin.expiretime(key)) for admin in self._primaries() for key in admin.scan_iter()}
 
     def _primaries(self) -> list[Redis]:
         return [admin for admin in self.admins if admin.info("replication")["role"] == "master"]
@@ -81,6 +81,7 @@ def unix(folder: Path) -> Iterator[Backend]:
 def acl(_folder: Path) -> Iterator[Backend]:
     """A server where a user of our own may do what docs/cache.md says and nothing else."""
     commands = "+get +set +exists +unlink +ping +eval +pexpire +del +scan +strlen +hello +select"
+    commands += " +time +hget +hset +hdel +hincrby +zadd +zrem +zrange +zrangebyscore"
     rules = f"user diptych on >{PASSWORD.replace(' ', '')} ~* {commands}".split()
     with LocalRedis(arguments=["--user", *rules[1:]]) as server:
         quoted = PASSWORD.replace(" ", "").replace("/", "%2F")

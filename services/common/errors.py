@@ -133,7 +133,7 @@ class Overloaded(DiptychError):
 
 
 class QuotaExceeded(Overloaded):
-    """The tenant has as much under way as it may: `quota` names what."""
+    """The tenant has as much under way, or in the cache, as it may: `quota` names what."""
 
     reason = "QUOTA_EXCEEDED"
 

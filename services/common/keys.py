@@ -31,10 +31,14 @@ class CacheProfile:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose data: a tenant, and what its last purge has set; empty if there was none lately."""
+    """Whose data: a tenant, and what its last purge has set; empty if there was none lately.
+
+    `max_cache_bytes`: what it may hold in the shared cache; 0 is no limit.
+    """
 
     tenant: str
     epoch: bytes = b""
+    max_cache_bytes: int = 0
 
 
 def tenant_key(secret: bytes, tenant: str, epoch: bytes = b"") -> bytes:

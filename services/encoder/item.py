@@ -27,7 +27,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A checked header. `grid` counts patches along (t, h, w)."""
+    """A checked header. `grid` counts patches along (t, h, w); `max_cache_bytes` is 0 without a limit."""
 
     request_id: str
     tenant: str
@@ -38,6 +38,7 @@ class Item:
     inline: bool
     no_store: bool
     epoch: bytes
+    max_cache_bytes: int
 
     @property
     def num_patches(self) -> int:
@@ -68,6 +69,7 @@ def read_header(header: EncodeHeader, pre: Preprocessor, limits: Limits) -> Item
         inline=header.inline_embeddings,
         no_store=header.no_store,
         epoch=header.epoch,
+        max_cache_bytes=header.max_cache_bytes,
     )
 
 

@@ -50,7 +50,7 @@ class Pipeline:
         if all(part.stored for part in encoded):
             rows, keys = encoded[0].rows, tuple(part.key for part in encoded)
             manifest = CachedManifest(item.grid, rows.width, rows.dtype, keys)
-            await self._tiers.of(item.tenant, item.epoch).store_manifest(item.media_key, manifest)
+            await self._tiers_of(item).store_manifest(item.media_key, manifest)
         return encoded
 
     async def purge(self, tenant: str, epoch: bytes) -> Removed:
@@ -59,7 +59,7 @@ class Pipeline:
 
     async def _encode_windows(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
         slice_patches = item.grid[1] * item.grid[2]
-        tiers = self._tiers.of(item.tenant, item.epoch, no_store=item.no_store)
+        tiers = self._tiers_of(item)
         num_slices = max(1, self._window_patches // slice_patches)
         tasks: list[asyncio.Task[list[EncodedSlice]]] = []
         try:
@@ -76,6 +76,9 @@ class Pipeline:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _tiers_of(self, item: Item) -> Tiers:
+        return self._tiers.of(item.tenant, item.epoch, item.max_cache_bytes, no_store=item.no_store)
 
     async def _next_window(self, decoding: Decoding, num_slices: int, item: Item, deadline: float) -> list[SliceInput]:
         """The next slices, as many as the model takes at once. Raises DeadlineExceeded instead of starting late."""

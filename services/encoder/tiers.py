@@ -25,9 +25,12 @@ class Tiers:
     def __init__(self, local: EmbeddingCache, shared: EmbeddingCache | None, *, no_store: bool = False) -> None:
         self._local, self._shared, self.no_store = local, shared, no_store
 
-    def of(self, tenant: str, epoch: bytes = b"", *, no_store: bool = False) -> "Tiers":
-        """The same tiers for `tenant`, in its `epoch`. With `no_store` they are read and never written."""
-        shared = self._shared.of(tenant, epoch) if self._shared is not None else None
+    def of(self, tenant: str, epoch: bytes = b"", max_bytes: int = 0, *, no_store: bool = False) -> "Tiers":
+        """The same tiers for `tenant`, in its `epoch`. With `no_store` they are read and never written.
+
+        The shared cache takes at most `max_bytes` of the tenant's; 0 is no limit.
+        """
+        shared = self._shared.of(tenant, epoch, max_bytes) if self._shared is not None else None
         return Tiers(self._local.of(tenant, epoch), shared, no_store=no_store)
 
     async def purge_local(self, tenant: str, epoch: bytes) -> Removed:

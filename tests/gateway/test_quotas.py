@@ -11,7 +11,7 @@ from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
 
-from gateway.quotas import Quota, QuotaFileError, parse_quotas
+from gateway.quotas import Quota, QuotaFileError, Quotas, parse_quotas
 from services.common.checkpoint import Checkpoint
 from services.common.errors import Overloaded, from_rpc_error
 from services.common.identity import Identity, token_line
@@ -92,9 +92,17 @@ async def test_an_upload_over_the_quota_is_told_so_while_it_writes(stage: Stage)
     assert failure(caught.value).reason == "QUOTA_EXCEEDED"
 
 
+def test_a_line_without_cache_bytes_leaves_them_at_the_default(tmp_path: Path) -> None:
+    """So that a file that is older than the third limit does not lift it; 0 does."""
+    (tmp_path / "quotas").write_text("acme 2 100\nglobex 0 0 0\ninitech 0 0 4096\n")
+    quotas = Quotas(Quota(cache_bytes=1000), tmp_path / "quotas")
+    assert [quotas.cache_bytes(tenant) for tenant in ("acme", "globex", "initech", "nobody")] == [1000, 0, 4096, 1000]
+
+
 def test_a_file_of_quotas() -> None:
     """A line a tenant; a wrong one is named by its number."""
-    assert parse_quotas("acme 2 100 # small\n\nglobex 0 0") == {"acme": Quota(2, 100), "globex": Quota()}
-    for wrong in ("acme 2", "acme two 100", "acme -1 0", "a/b 1 1"):
+    text = "acme 2 100 # small\n\nglobex 0 0\ninitech 0 0 4096"
+    assert parse_quotas(text) == {"acme": Quota(2, 100), "globex": Quota(), "initech": Quota(0, 0, 4096)}
+    for wrong in ("acme 2", "acme two 100", "acme -1 0", "a/b 1 1", "acme 1 1 1 1", "acme 1 1 -1"):
         with pytest.raises(QuotaFileError, match="line 2"):
             parse_quotas(f"# quotas\n{wrong}")

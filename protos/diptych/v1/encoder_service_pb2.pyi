@@ -17,7 +17,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[EncodeHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class EncodeHeader(_message.Message):
-    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store", "epoch", "vision_digest")
+    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store", "epoch", "vision_digest", "max_cache_bytes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -31,6 +31,7 @@ class EncodeHeader(_message.Message):
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VISION_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MAX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     kind: _content_pb2.MediaKind
@@ -44,7 +45,8 @@ class EncodeHeader(_message.Message):
     no_store: bool
     epoch: bytes
     vision_digest: str
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ..., epoch: _Optional[bytes] = ..., vision_digest: _Optional[str] = ...) -> None: ...
+    max_cache_bytes: int
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ..., epoch: _Optional[bytes] = ..., vision_digest: _Optional[str] = ..., max_cache_bytes: _Optional[int] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("manifest", "chunk")

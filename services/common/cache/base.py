@@ -26,6 +26,7 @@ from services.common.embedding import (
     unpack_manifest,
     unpack_slice,
 )
+from services.common.errors import QuotaExceeded
 from services.common.keys import EPOCH_BYTES, digest_of, tenant_tag, upload_key
 from services.common.seal import Seal
 
@@ -56,6 +57,10 @@ class ByteStore(Protocol):
     async def get(self, keys: Sequence[str]) -> list[Value | None]: ...
     async def contains(self, keys: Sequence[str]) -> list[bool]: ...
     async def put(self, values: Mapping[str, Value]) -> None: ...
+
+    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
+        """Count values to be put under `prefix`: 0, or the seconds until one ends where all would be beyond `limit`."""
+
     async def delete(self, keys: Sequence[str]) -> None: ...
     async def delete_prefix(self, prefix: str) -> Removed: ...
     async def ping(self) -> None: ...
@@ -83,14 +88,17 @@ class EmbeddingCache:
 
     def __init__(self, store: ByteStore, seal: Seal | None = None, leases: Leases | None = None) -> None:
         self._store, self._seal, self._leases = store, seal, leases
-        self._tag, self._epoch = tenant_tag(""), b""
+        self._tag, self._epoch, self._max_bytes = tenant_tag(""), b"", 0
         self._stats = CacheStats()
 
-    def of(self, tenant: str, epoch: bytes = b"") -> Self:
-        """The same cache for `tenant`, whose keys are of `epoch`: what is written here after a purge does not stay."""
+    def of(self, tenant: str, epoch: bytes = b"", max_bytes: int = 0) -> Self:
+        """The same cache for `tenant`, whose keys are of `epoch`: what is written here after a purge does not stay.
+
+        What the tenant would hold beyond `max_bytes` is not written; 0 is no limit.
+        """
         own = copy.copy(self)
         own._seal = self._seal and self._seal.of(tenant)
-        own._tag, own._epoch = tenant_tag(tenant), epoch
+        own._tag, own._epoch, own._max_bytes = tenant_tag(tenant), epoch, max_bytes
         return own
 
     @property
@@ -130,14 +138,14 @@ class EmbeddingCache:
         except NotFinite as error:
             self._failed("pack", error)
             return False
-        return await self._put(values)
+        return await self._put_within(values)
 
     async def put_manifest(self, media_key: bytes, manifest: CachedManifest) -> bool:
         """To be called after `put_slices` has returned True for all of its slices."""
-        return await self._put({self._name("manifest", media_key): pack_manifest(manifest)})
+        return await self._put_within({self._name("manifest", media_key): pack_manifest(manifest)})
 
     async def put_media(self, tenant_key: bytes, digest: str, data: bytes) -> bool:
-        """Keep media so that the tenant can name it by `digest` ("sha256:…") later."""
+        """Keep media so that the tenant can name it by `digest` ("sha256:…") later. Raises QuotaExceeded."""
         return await self._put({self._name("media", upload_key(tenant_key, digest)): data})
 
     async def get_media(self, tenant_key: bytes, digest: str) -> bytes | None:
@@ -210,15 +218,31 @@ class EmbeddingCache:
         except CorruptValue:
             return None
 
+    async def _put_within(self, values: Mapping[str, bytes]) -> bool:
+        """Like `_put`; what is over the quota is not written, which its reader need not know."""
+        try:
+            return await self._put(values)
+        except QuotaExceeded:
+            return False
+
     async def _put(self, values: Mapping[str, bytes]) -> bool:
         values = await self._sealed(values)
         try:
+            if self._max_bytes:
+                await self._reserve(values)
             await self._store.put(values)
         except StoreError as error:
             self._failed("put", error)
             return False
         self._stats.bytes_written += _size(values)
         return not await self._is_purged(values)
+
+    async def _reserve(self, values: Mapping[str, bytes]) -> None:
+        sizes = {name: len(value) for name, value in values.items()}
+        wait_s = await self._store.reserve(self._prefix, sizes, self._max_bytes)
+        if wait_s:
+            log.info("over the quota of cache bytes", num_items=len(sizes), num_bytes=_size(values))
+            raise QuotaExceeded("cache bytes", self._max_bytes, retry_after_s=wait_s)
 
     async def _is_purged(self, names: Iterable[str]) -> bool:
         """Whether a purge has begun before these were written. It may have looked too early to find them: they go."""

@@ -34,6 +34,14 @@ class MemoryStore:
         while self._num_bytes > self._max_bytes:
             self._remove(next(iter(self._values)))
 
+    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
+        now, names = self._clock(), [name for name in list(self._values) if name.startswith(prefix)]
+        held = {name: self._values[name] for name in names if self._values[name][0] > now}
+        others = sum(len(value) for name, (_, value) in held.items() if name not in sizes)
+        if others + sum(sizes.values()) <= limit:
+            return 0.0
+        return min((expires for expires, _ in held.values()), default=now + self._ttl_s) - now
+
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:
             self._remove(key)

@@ -36,6 +36,13 @@ class MeteredStore:
             await self._store.put(values)
         self._count_bytes("written", sum(map(len, values.values())))
 
+    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
+        with self._measured("reserve"):
+            wait_s = await self._store.reserve(prefix, sizes, limit)
+        if wait_s:
+            self._count_bytes("refused", sum(sizes.values()))
+        return wait_s
+
     async def delete(self, keys: Sequence[str]) -> None:
         with self._measured("delete"):
             await self._store.delete(keys)

@@ -16,6 +16,7 @@ from services.common.cache.base import Removed, Value
 from services.common.cache.chunks import Head, batches, split
 from services.common.cache.clients import NO_ANSWER, Command, connect
 from services.common.cache.errors import StoreDown, StoreError
+from services.common.cache.held import RESERVE, held_keys
 from services.common.cache.lease import Claim
 from services.common.cache.pulse import TICKS, Pulse
 from services.common.cache_url import parse_cache_url
@@ -28,6 +29,7 @@ CONNECT_TIMEOUT_S = 1.0  # nobody waits for it
 KEYS_PER_READ = 16
 CHUNKS_PER_READ = 4  # held twice for a moment
 KEYS_PER_SCAN = 1000  # a server's millisecond
+WRITE_S = 1  # a value may be written so much later than it was counted
 
 
 CLAIM = """
@@ -73,6 +75,12 @@ class RedisStore:
         for batch in batches(split(values)):
             await self._write([("SET", key, value, "EX", self._ttl_s) for key, value in batch], num_values=1)
 
+    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
+        arguments = [field for name, size in sizes.items() for field in (name.removeprefix(prefix), size)]
+        ttl_ms = 1000 * (self._ttl_s + WRITE_S)
+        (wait_ms,) = await self._write([("EVAL", RESERVE, 2, *held_keys(prefix), ttl_ms, limit, *arguments)])
+        return int(wait_ms) / 1000
+
     async def delete(self, keys: Sequence[str]) -> None:
         await self._run([("UNLINK", key) for key in keys])
 
@@ -95,6 +103,7 @@ class RedisStore:
     async def delete_prefix(self, prefix: str) -> Removed:
         """Remove every value whose key begins so, a page of all keys at a time; new ones may come meanwhile."""
         removed = Removed()
+        await self.delete(held_keys(prefix))
         try:
             async for keys in self._client.scan(f"{prefix}*", KEYS_PER_SCAN):
                 removed += await self._delete_counted(keys)

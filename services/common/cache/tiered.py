@@ -42,6 +42,9 @@ class TieredStore:
     async def put(self, values: Mapping[str, Value]) -> None:
         await self._shared.put(values)
 
+    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
+        return await self._shared.reserve(prefix, sizes, limit)
+
     async def delete(self, keys: Sequence[str]) -> None:
         await self._local.delete(keys)
         await self._shared.delete(keys)

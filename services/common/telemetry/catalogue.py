@@ -145,7 +145,7 @@ CACHE_ERRORS = CounterMetric(
 )
 CACHE_BYTES = CounterMetric(
     "diptych_cache_bytes_total",
-    "Bytes of values, as they are stored: direction read or written.",
+    "Bytes of values, as they are stored: direction read, written, or refused (over a tenant's quota).",
     ("source", "direction"),
 )
 
