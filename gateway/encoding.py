@@ -9,7 +9,7 @@ import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2
 
 from services.common.cache.base import EmbeddingCache
-from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES
+from services.common.embedding import DTYPES, MAX_CHUNK_BYTES, row_bytes
 from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation
 from services.common.telemetry.spans import trace_metadata, traced
 
@@ -144,7 +144,7 @@ class _Rows:
             if new := chunk.data[self._num_sent - chunk.byte_offset :]:
                 await self.write(_chunk(self.job, self._num_sent, new, manifest.dtype))
                 self._num_sent += len(new)
-        if self._num_sent != self.job.item.plan.num_tokens * manifest.width * DTYPE_BYTES[manifest.dtype]:
+        if self._num_sent != self.job.item.plan.num_tokens * row_bytes(manifest.width, manifest.dtype):
             raise DiptychError(metadata={"service": "encoder"})
 
 
@@ -201,7 +201,7 @@ async def _manifest(call: _EncodeCall, job: EncodeJob) -> encoder_service_pb2.Ma
     if not isinstance(first, encoder_service_pb2.EncodeResponse) or first.WhichOneof("message") != "manifest":
         raise DiptychError(metadata={"service": "encoder"})
     manifest = first.manifest
-    if manifest.grid != job.item.grid or manifest.width != job.encoder.width or manifest.dtype not in DTYPE_BYTES:
+    if manifest.grid != job.item.grid or manifest.width != job.encoder.width or manifest.dtype not in DTYPES:
         raise DiptychError(metadata={"service": "encoder"})
     return manifest
 

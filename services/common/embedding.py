@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from services.common import int8_rows
 from services.common.keys import KEY_BYTES
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+INT8 = "int8"
+DTYPES = ("float32", "bfloat16", "float16", INT8)
 MAX_CHUNK_BYTES = 1 << 20
 
-_DTYPES = tuple(DTYPE_BYTES)
+_VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, INT8: 1}
 _EXPONENT_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}  # all set: NaN or infinity
 _BLOCK_VALUES = 1 << 18  # checked at a time, so that the check's temporaries stay in the CPU's cache
 
@@ -37,7 +39,7 @@ class NotFinite(ValueError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Embedding of one temporal slice: `num_rows` x `width` values, row-major, little-endian."""
+    """Embedding of one temporal slice: `num_rows` x `width` values, row-major, little-endian, or as in int8_rows.py."""
 
     num_rows: int
     width: int
@@ -58,11 +60,11 @@ class CachedManifest:
 def pack_slice(rows: memoryview, num_rows: int, width: int, dtype: str) -> list[bytes | memoryview]:
     """Header and rows, to be written one after the other. Raises NotFinite, or ValueError when sizes disagree."""
     data = rows.cast("B")
-    if len(data) != num_rows * width * DTYPE_BYTES[dtype]:
+    if len(data) != num_rows * row_bytes(width, dtype):
         raise ValueError(f"{len(data)} bytes are not {num_rows} rows of {width} {dtype} values")
-    if not is_finite(data, dtype):
+    if not is_finite(data, width, dtype):
         raise NotFinite(f"{num_rows} rows contain NaN or infinity")
-    head = _SLICE.pack(_SLICE_MAGIC, _VERSION, _DTYPES.index(dtype), num_rows, width, len(data), 0)
+    head = _SLICE.pack(_SLICE_MAGIC, _VERSION, DTYPES.index(dtype), num_rows, width, len(data), 0)
     checksum = zlib.crc32(data, zlib.crc32(head[:-_CHECKSUM_BYTES]))
     return [head[:-_CHECKSUM_BYTES] + checksum.to_bytes(_CHECKSUM_BYTES, "little"), data]
 
@@ -72,16 +74,16 @@ def unpack_slice(value: bytes | bytearray) -> Slice:
     magic, version, dtype, num_rows, width, size, checksum = _head(_SLICE, value)
     data = memoryview(value)[_SLICE.size :]
     _check_header(magic, _SLICE_MAGIC, version, dtype)
-    if size != len(data) or size != num_rows * width * DTYPE_BYTES[_DTYPES[dtype]]:
+    if size != len(data) or size != num_rows * row_bytes(width, DTYPES[dtype]):
         raise CorruptValue("length and shape disagree")
     if checksum != zlib.crc32(data, zlib.crc32(value[: _SLICE.size - _CHECKSUM_BYTES])):
         raise CorruptValue("checksum")
-    return Slice(num_rows, width, _DTYPES[dtype], data)
+    return Slice(num_rows, width, DTYPES[dtype], data)
 
 
 def pack_manifest(manifest: CachedManifest) -> bytes:
     """The stored form of a manifest."""
-    fields = (_DTYPES.index(manifest.dtype), *manifest.grid, manifest.width, len(manifest.slice_keys))
+    fields = (DTYPES.index(manifest.dtype), *manifest.grid, manifest.width, len(manifest.slice_keys))
     head = _MANIFEST.pack(_MANIFEST_MAGIC, _VERSION, *fields, 0)[:-_CHECKSUM_BYTES]
     keys = b"".join(manifest.slice_keys)
     return head + zlib.crc32(keys, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little") + keys
@@ -97,13 +99,20 @@ def unpack_manifest(value: bytes | bytearray) -> CachedManifest:
     if checksum != zlib.crc32(keys, zlib.crc32(value[: _MANIFEST.size - _CHECKSUM_BYTES])):
         raise CorruptValue("checksum")
     slice_keys = tuple(keys[i : i + KEY_BYTES] for i in range(0, len(keys), KEY_BYTES))
-    return CachedManifest((t, h, w), width, _DTYPES[dtype], slice_keys)
+    return CachedManifest((t, h, w), width, DTYPES[dtype], slice_keys)
 
 
-def is_finite(data: memoryview, dtype: str) -> bool:
+def row_bytes(width: int, dtype: str) -> int:
+    """Bytes of one row of `width` values."""
+    return width * _VALUE_BYTES[dtype] + (int8_rows.SCALE_BYTES if dtype == INT8 else 0)
+
+
+def is_finite(data: memoryview, width: int, dtype: str) -> bool:
     """Whether no value is NaN or infinite, by the exponent's bits alone (numpy has no bfloat16)."""
+    if dtype == INT8:
+        return int8_rows.are_valid(data, width)
     mask = _EXPONENT_BITS[dtype]
-    bits: npt.NDArray[np.unsignedinteger] = np.frombuffer(data, dtype=f"<u{DTYPE_BYTES[dtype]}")
+    bits: npt.NDArray[np.unsignedinteger] = np.frombuffer(data, dtype=f"<u{_VALUE_BYTES[dtype]}")
     blocks = (bits[i : i + _BLOCK_VALUES] for i in range(0, len(bits), _BLOCK_VALUES))
     return all(int((block & mask).max()) != mask for block in blocks)
 
@@ -115,5 +124,5 @@ def _head(layout: struct.Struct, value: bytes | bytearray) -> tuple[Any, ...]:
 
 
 def _check_header(magic: bytes, expected: bytes, version: int, dtype: int) -> None:
-    if magic != expected or version != _VERSION or dtype >= len(_DTYPES):
+    if magic != expected or version != _VERSION or dtype >= len(DTYPES):
         raise CorruptValue("another kind or version of value")

@@ -8,8 +8,9 @@ import torch
 from diptych.v1 import embedding_pb2
 
 from services.common.cache import EmbeddingCache
-from services.common.embedding import DTYPE_BYTES, MAX_CHUNK_BYTES, Slice, is_finite
+from services.common.embedding import DTYPES, INT8, MAX_CHUNK_BYTES, Slice, is_finite, row_bytes
 from services.common.errors import InvalidRequest, Violation
+from services.common.int8_rows import dequantized
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -33,7 +34,7 @@ class RowsFormat:
     @property
     def slice_bytes(self) -> int:
         """Of a slice in the decoder's own type."""
-        return self.slice_rows * self.width * DTYPE_BYTES[self.dtype]
+        return self.slice_rows * row_bytes(self.width, self.dtype)
 
 
 async def rows_from_cache(cache: EmbeddingCache, slice_keys: Sequence[bytes], form: RowsFormat) -> torch.Tensor | None:
@@ -50,7 +51,7 @@ async def rows_from_cache(cache: EmbeddingCache, slice_keys: Sequence[bytes], fo
             if part is None:
                 return None
             if form.num_slices == 1:
-                return part.to(rows.dtype)
+                return part
             rows[i * form.slice_rows : (i + 1) * form.slice_rows] = part
     return rows
 
@@ -62,20 +63,20 @@ def _all_checked(parts: Sequence[Slice | None], form: RowsFormat) -> list[torch.
 def _checked(part: Slice | None, form: RowsFormat) -> torch.Tensor | None:
     if part is None or (part.num_rows, part.width) != (form.slice_rows, form.width):
         return None
-    if not is_finite(part.data, part.dtype):
+    if not is_finite(part.data, part.width, part.dtype):
         return None
     # torch takes no memory that must not be written; a small value is bytes, and a large one is not
-    return _tensor(bytearray(part.data) if part.data.readonly else part.data, part.dtype, form.width)
+    return _tensor(bytearray(part.data) if part.data.readonly else part.data, part.dtype, form)
 
 
 class ChunkAssembler:
     """Collects one item's chunks of values of `dtype`, which must come in order and without gaps."""
 
     def __init__(self, form: RowsFormat, dtype: str) -> None:
-        if dtype not in DTYPE_BYTES:
-            raise refused("chunk.dtype", f"must be one of {', '.join(DTYPE_BYTES)}", "UNSUPPORTED")
+        if dtype not in DTYPES:
+            raise refused("chunk.dtype", f"must be one of {', '.join(DTYPES)}", "UNSUPPORTED")
         self._form, self._dtype = form, dtype
-        self._num_bytes = form.num_rows * form.width * DTYPE_BYTES[dtype]
+        self._num_bytes = form.num_rows * row_bytes(form.width, dtype)
         self._data = bytearray()
 
     def add(self, chunk: embedding_pb2.EmbeddingChunk) -> torch.Tensor | None:
@@ -94,9 +95,9 @@ class ChunkAssembler:
         return self._rows() if len(self._data) == self._num_bytes else None
 
     def _rows(self) -> torch.Tensor:
-        if not is_finite(memoryview(self._data), self._dtype):
+        if not is_finite(memoryview(self._data), self._form.width, self._dtype):
             raise refused("chunk.data", "contains NaN or infinity", "NOT_FINITE")
-        return _tensor(self._data, self._dtype, self._form.width).to(TORCH_DTYPES[self._form.dtype])
+        return _tensor(self._data, self._dtype, self._form)
 
 
 def refused(field: str, description: str, reason: str) -> InvalidRequest:
@@ -104,5 +105,10 @@ def refused(field: str, description: str, reason: str) -> InvalidRequest:
     return InvalidRequest([Violation(field, description, reason)])
 
 
-def _tensor(data: bytearray | memoryview, dtype: str, width: int) -> torch.Tensor:
-    return torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).view(-1, width)
+def _tensor(data: bytearray | memoryview, dtype: str, form: RowsFormat) -> torch.Tensor:
+    """Rows [.., width] in the decoder's own type."""
+    if dtype == INT8:
+        rows = torch.from_numpy(dequantized(data, form.width))
+    else:
+        rows = torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).view(-1, form.width)
+    return rows.to(TORCH_DTYPES[form.dtype])

@@ -50,7 +50,13 @@ def load_model(settings: EncoderSettings) -> Loaded:
     num_threads = settings.threads or os.cpu_count() or 1
     torch.set_num_threads(num_threads)
     checkpoint = Checkpoint.open(settings.model)
-    vision = load_vision(checkpoint, dtype=settings.dtype, device=settings.device, quantization=settings.quantize)
+    vision = load_vision(
+        checkpoint,
+        dtype=settings.dtype,
+        device=settings.device,
+        quantization=settings.quantize,
+        embedding_dtype=settings.embedding_dtype,
+    )
     pre = checkpoint.preprocessor
     embedder = Embedder(vision, Patchifier(pre))
     side = pre.patch_size * pre.merge_size

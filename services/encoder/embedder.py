@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import structlog
 import torch
 
-from services.common.embedding import Slice, is_finite
+from services.common.embedding import INT8, Slice, is_finite
 from services.common.errors import DiptychError
+from services.common.int8_rows import quantized
 from services.common.media.frames import Frames
 from services.encoder.patchify import Patchifier
-from services.encoder.weights import Vision
+from services.encoder.weights import DTYPES, Vision
 
 log = structlog.get_logger()
 
@@ -47,8 +48,13 @@ class Embedder:
         return height // self._patch_size, width // self._patch_size
 
     def _slice(self, rows: torch.Tensor) -> Slice | Exception:
-        # a copy, so that a slice in a cache does not keep its whole batch
-        data = memoryview(rows.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        if not is_finite(data, self._vision.dtype):
-            return NonFiniteEmbedding()
-        return Slice(len(rows), rows.shape[1], self._vision.dtype, data)
+        num_rows, width = rows.shape
+        data, dtype = memoryview(_bytes_of(rows, self._vision.embedding_dtype)), self._vision.embedding_dtype
+        return Slice(num_rows, width, dtype, data) if is_finite(data, width, dtype) else NonFiniteEmbedding()
+
+
+def _bytes_of(rows: torch.Tensor, dtype: str) -> bytes:
+    """Rounded to `dtype`, and a copy, so that a slice in a cache does not keep its whole batch."""
+    if dtype == INT8:
+        return quantized(rows.float().numpy())
+    return rows.to(DTYPES[dtype]).contiguous().view(-1).view(torch.uint8).numpy().tobytes()

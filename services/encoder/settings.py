@@ -1,6 +1,6 @@
 """The encoder's settings."""
 
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -10,6 +10,8 @@ from services.common.media.headers import MAX_SOURCE_PIXELS
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
 from services.common.workers.settings import WorkerSettings
+
+EmbeddingDtype: TypeAlias = Literal["auto", "bfloat16", "int8"]
 
 
 class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
@@ -28,6 +30,11 @@ class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
     )
     quantize: Quantization = Field(
         "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
+    )
+    embedding_dtype: EmbeddingDtype = Field(
+        "auto",
+        description="What embeddings are rounded to before they are cached or sent: bfloat16, or int8 with a scale a"
+        " row; auto leaves them as computed.",
     )
     worker_cpu_s: float = Field(
         default=300.0, gt=0, description="Seconds of CPU that decoding one item may take, long videos included."

@@ -13,26 +13,27 @@ from torch import Tensor, nn
 from services.common.checkpoint import Checkpoint, CheckpointError, canonical_name
 from services.common.linear import ACTIVATIONS, Activation, Quantization, make_linear, require_quantizable
 from services.common.settings import variable_name
-from services.encoder.settings import EncoderSettings
+from services.encoder.settings import EmbeddingDtype, EncoderSettings
 from services.encoder.vision_model import Mlp, VisionTransformer
 
 log = structlog.get_logger()
 
 _PREFIX = "visual."
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
 class Vision:
-    """A loaded vision transformer. `dtype` as on the wire.
+    """A loaded vision transformer. `dtype` is what it computes in, `embedding_dtype` what its rows are rounded to.
 
-    `digest` is "sha256:" and that of the weights as stored, and of their quantization if they have one: what rows
-    depend on.
+    `digest` is "sha256:" and that of the weights as stored, of their quantization and of the rounding, if there are
+    such: what rows depend on.
     """
 
     model: VisionTransformer
     digest: str
     dtype: str
+    embedding_dtype: str
     device: torch.device
 
 
@@ -47,25 +48,35 @@ class FastLinear(nn.Module):
         return self._linear(rows)
 
 
-def load_vision(checkpoint: Checkpoint, *, dtype: str, device: str, quantization: Quantization = "none") -> Vision:
-    """Read the vision weights alone. `dtype` and `device` may be "auto". Raises CheckpointError."""
+def load_vision(
+    checkpoint: Checkpoint,
+    *,
+    dtype: str,
+    device: str,
+    quantization: Quantization = "none",
+    embedding_dtype: EmbeddingDtype = "auto",
+) -> Vision:
+    """Read the vision weights alone. The types and `device` may be "auto". Raises CheckpointError."""
     chosen_device = choose_device(device)
     chosen_dtype = choose_dtype(dtype, checkpoint.weight_dtype, chosen_device)
     require_quantizable(quantization, chosen_dtype, chosen_device, variable_name(EncoderSettings, "quantize"))
     with torch.device("meta"):
         model = VisionTransformer(checkpoint.vision)
     digest = hashlib.sha256(quantization.encode() if quantization != "none" else b"")  # int8 has rows of its own
+    rows_dtype = chosen_dtype if embedding_dtype == "auto" else embedding_dtype
+    if rows_dtype != chosen_dtype:
+        digest.update(f"rows:{rows_dtype};".encode())
     weights = {}
     for name, tensor in stored_tensors(checkpoint):
         _update(digest, name, tensor)
-        weights[name] = tensor.to(chosen_device, _DTYPES[chosen_dtype])
+        weights[name] = tensor.to(chosen_device, DTYPES[chosen_dtype])
     _assign(model, weights, checkpoint)
     num_tensors = len(weights)
     del weights, tensor  # or every layer would be held twice
     with torch.inference_mode():
         lay_out(model, quantization, activation_of(checkpoint))
     log.info("vision weights loaded", device=str(chosen_device), dtype=chosen_dtype, num_tensors=num_tensors)
-    return Vision(model.eval(), f"sha256:{digest.hexdigest()}", chosen_dtype, chosen_device)
+    return Vision(model.eval(), f"sha256:{digest.hexdigest()}", chosen_dtype, rows_dtype, chosen_device)
 
 
 def lay_out(model: VisionTransformer, quantization: Quantization, activation: Activation) -> None:

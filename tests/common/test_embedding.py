@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.common.embedding import (
-    DTYPE_BYTES,
+    INT8,
     CachedManifest,
     CorruptValue,
     NotFinite,
@@ -15,6 +15,7 @@ from services.common.embedding import (
     unpack_manifest,
     unpack_slice,
 )
+from services.common.int8_rows import quantized
 
 MANIFEST = CachedManifest((2, 4, 6), 64, "bfloat16", (b"a" * 32, b"b" * 32))
 BIT_PATTERNS = {"float32": "<u4", "float16": "<u2", "bfloat16": "<u2"}
@@ -29,7 +30,7 @@ def rows_of(dtype: str, pattern: int = 0, num_values: int = 24) -> memoryview:
     return memoryview(values.tobytes())
 
 
-@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("dtype", BIT_PATTERNS)
 def test_a_slice_comes_back_bit_for_bit(dtype: str) -> None:
     """What is read is what was written, in every dtype, up to the largest finite values."""
     rows = rows_of(dtype, LARGEST[dtype])
@@ -37,7 +38,7 @@ def test_a_slice_comes_back_bit_for_bit(dtype: str) -> None:
     assert (back.num_rows, back.width, back.dtype, bytes(back.data)) == (4, 6, dtype, bytes(rows))
 
 
-@pytest.mark.parametrize("dtype", DTYPE_BYTES)
+@pytest.mark.parametrize("dtype", BIT_PATTERNS)
 @pytest.mark.parametrize("which", [0, 1], ids=["nan", "infinity"])
 @pytest.mark.parametrize("num_values", [24, 600_000])
 def test_nan_and_infinity_are_not_packed(dtype: str, which: int, num_values: int) -> None:
@@ -50,6 +51,18 @@ def test_a_wrong_shape_is_not_packed() -> None:
     """Bytes that are not rows x width are refused."""
     with pytest.raises(ValueError, match="rows"):
         pack_slice(rows_of("float32"), 5, 6, "float32")
+    with pytest.raises(ValueError, match="rows"):
+        pack_slice(memoryview(bytes(4 * 6)), 4, 6, INT8)  # no scales
+
+
+def test_an_int8_slice_comes_back_with_its_scales() -> None:
+    """Every byte of it; and one with a scale that is not finite is not packed."""
+    rows = np.random.default_rng(0).standard_normal((4, 6), np.float32)
+    data = quantized(rows)
+    back = unpack_slice(b"".join(pack_slice(memoryview(data), 4, 6, INT8)))
+    assert (back.num_rows, back.width, back.dtype, bytes(back.data)) == (4, 6, INT8, data)
+    with pytest.raises(NotFinite):
+        pack_slice(memoryview(data[:30] + np.float32(np.inf).tobytes() + data[34:]), 4, 6, INT8)
 
 
 @given(st.integers(min_value=0), st.integers(1, 255))

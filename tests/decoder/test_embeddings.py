@@ -7,12 +7,18 @@ import torch
 from services.common.cache import open_cache
 from services.common.cache.base import EmbeddingCache
 from services.common.embedding import Slice
+from services.common.int8_rows import dequantized, quantized
 from services.decoder import embeddings
-from services.decoder.embeddings import RowsFormat, rows_from_cache
+from services.decoder.embeddings import TORCH_DTYPES, RowsFormat, rows_from_cache
 
 
 def some_slice(num_rows: int, seed: int, dtype: torch.dtype = torch.float32) -> tuple[Slice, torch.Tensor]:
-    values = torch.from_numpy(np.random.default_rng(seed).standard_normal((num_rows, 8), np.float32)).to(dtype)
+    """A slice, and the values that it stands for."""
+    exact = np.random.default_rng(seed).standard_normal((num_rows, 8), np.float32)
+    if dtype == torch.int8:
+        rows = bytearray(quantized(exact))
+        return Slice(num_rows, 8, "int8", memoryview(rows)), torch.from_numpy(dequantized(rows, 8))
+    values = torch.from_numpy(exact).to(dtype)
     data = memoryview(values.view(torch.uint8).numpy().tobytes())
     return Slice(num_rows, 8, str(dtype).removeprefix("torch."), data), values
 
@@ -23,18 +29,19 @@ def cache() -> EmbeddingCache:
 
 
 @pytest.mark.parametrize("num_slices", [1, 5])
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("own", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.int8])
 async def test_rows_come_in_order_and_in_the_decoders_type(
-    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, num_slices: int, stored: torch.dtype
+    cache: EmbeddingCache, monkeypatch: pytest.MonkeyPatch, num_slices: int, stored: torch.dtype, own: str
 ) -> None:
     """Whether one slice or several reads of some slices each, in its own type or another."""
     monkeypatch.setattr(embeddings, "READ_BYTES", 2 * 6 * 8 * 4)
     made = [some_slice(6, seed, stored) for seed in range(num_slices)]
     keys = [bytes([i]) * 32 for i in range(num_slices)]
     await cache.put_slices({key: part for key, (part, _) in zip(keys, made, strict=True)})
-    rows = await rows_from_cache(cache, keys, RowsFormat(num_slices, 6, 8, "float32"))
+    rows = await rows_from_cache(cache, keys, RowsFormat(num_slices, 6, 8, own))
     assert rows is not None
-    assert torch.equal(rows, torch.cat([values.float() for _, values in made]))
+    assert torch.equal(rows, torch.cat([values.to(TORCH_DTYPES[own]) for _, values in made]))
 
 
 async def test_a_missing_or_misshapen_slice_is_no_item(cache: EmbeddingCache) -> None:

@@ -25,6 +25,7 @@ from services.common.errors import (
     VersionMismatch,
     from_rpc_error,
 )
+from services.common.int8_rows import SCALE_BYTES, dequantized, quantized
 from services.common.server import serve
 from services.common.settings import load
 from services.common.telemetry.process import Telemetry
@@ -250,6 +251,31 @@ async def test_chunks_of_another_dtype_are_converted(service: Service, mixed: Ca
     mixed.rows = [rows.to(torch.bfloat16).float() for rows in mixed.rows]
     tokens, _ = await service.generate(prompt(mixed), *sent)
     assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_chunks_of_int8_rows_are_converted(service: Service, mixed: Case) -> None:
+    """An encoder may round its rows to 8 bits."""
+    sent = []
+    for index, rows in enumerate(mixed.rows):
+        data = quantized(rows.numpy())
+        pieces = [(at, data[at : at + 1000]) for at in range(0, len(data), 1000)]
+        sent += [
+            Message(chunk={"media_index": index, "byte_offset": at, "data": d, "dtype": "int8"}) for at, d in pieces
+        ]
+        mixed.rows[index] = torch.from_numpy(dequantized(bytearray(data), rows.shape[1]))
+    tokens, _ = await service.generate(prompt(mixed), *sent)
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+@pytest.mark.parametrize("scale", [np.nan, np.inf, -1.0, np.finfo(np.float32).max])
+async def test_a_wrong_scale_is_refused(service: Service, gqa_model: Model, scale: float) -> None:
+    """NaN, infinity, below zero, and what makes a value infinite."""
+    case = gqa_model.case(("image", (1, 2, 2)), 3)
+    data = np.float32(scale).tobytes() + quantized(case.rows[0].numpy())[SCALE_BYTES:]
+    error = await service.fails(prompt(case, ignore_eos=True), *spoiled(case, 0, data=data, dtype="int8"))
+    assert isinstance(error, InvalidRequest)
+    assert error.violations[0].field == "chunk.data"
+    await service.until_idle()
 
 
 async def test_references(service: Service, mixed: Case) -> None:
