@@ -1,4 +1,4 @@
-"""What one tenant may have: under way at this gateway, calls and the cost of its conversations; in the cache, bytes."""
+"""What may be under way at this gateway: calls, and of each tenant calls and costs; and its bytes in the cache."""
 
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from diptych.v1 import generation_pb2
 
-from services.common.errors import QuotaExceeded
+from services.common.errors import Overloaded, QuotaExceeded
 from services.common.identity import TENANT, current_identity
 from services.common.interceptors import Context, behaviour_of, with_behaviour
 from services.common.watched_file import WatchedFile
@@ -51,15 +51,17 @@ def parse_quotas(text: str) -> dict[str, Quota]:
 class Quotas:
     """Counts what each tenant has under way. `default` holds for tenants that the file does not name."""
 
-    def __init__(self, default: Quota, file: Path | None = None) -> None:
-        self._default = default
+    def __init__(self, default: Quota, file: Path | None = None, *, max_calls: int) -> None:
+        self._default, self._max_calls = default, max_calls
         self._file = WatchedFile(file, parse_quotas, "quotas") if file is not None else None
         self._calls: Counter[str] = Counter()
         self._cost: Counter[str] = Counter()
 
     @contextmanager
     def call(self, tenant: str) -> Iterator[None]:
-        """One call under way. Raises QuotaExceeded."""
+        """One call under way. Raises QuotaExceeded, or Overloaded when all tenants together have too many."""
+        if self._calls.total() >= self._max_calls:
+            raise Overloaded("the gateway has as many calls under way as it may")
         with _held(self._calls, tenant, 1, self._of(tenant).calls, "calls"):
             yield
 

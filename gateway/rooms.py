@@ -52,7 +52,7 @@ class Rooms:
         self._workers = WorkerPool(JOBS_MODULE, settings)
         self._workers.start()
         quota = Quota(settings.quota_calls, settings.quota_cost, settings.quota_cache_bytes)
-        self.quotas = Quotas(quota, settings.quotas_file)
+        self.quotas = Quotas(quota, settings.quotas_file, max_calls=settings.max_calls)
         self.epochs = Epochs(self.cache)
         self.purge = Purge(self.cache, self.store, pools)
         self.media = MediaLoader(

@@ -114,6 +114,7 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         validation_alias="DIPTYCH_ALLOW_REFLECTION",
         description="Show the API to callers without a token, too.",
     )
+    max_calls: int = Field(default=1024, gt=0, description="Calls under way here, of all tenants; more are refused.")
     quota_calls: int = Field(default=0, ge=0, description="Calls that a tenant may have under way here; 0 is no limit.")
     quota_cost: int = Field(
         default=0,

@@ -1,5 +1,6 @@
 """The loop that generates: schedule, run, sample, postprocess. It has its own thread; others talk to it by queue."""
 
+import math
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ import structlog
 import torch
 
 from services.common.errors import Overloaded
+from services.decoder.forecast import Forecast
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sample, Sampler
 from services.decoder.scheduler import Chunk, Load, Scheduler
@@ -58,7 +60,7 @@ class Engine:
     ) -> None:
         self._runner, self._scheduler, self._sampler = runner, scheduler, sampler
         self._limits, self._clock, self._on_step = limits, clock, on_step
-        self.load = Load()
+        self.load, self._forecast = Load(), Forecast()
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: set[Request] = set()
@@ -78,14 +80,16 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, request: Request) -> None:
-        """Queue a request. Raises Overloaded when too much waits already."""
+    def submit(self, request: Request, patience_s: float = math.inf) -> None:
+        """Queue a request. Raises Overloaded when too much waits already, or so much that it cannot end in time."""
         with self._changed:
             num_tokens = sum(self._queued.values()) + len(request.token_ids)
             if self._queued and (
                 len(self._queued) >= self._limits.max_requests or num_tokens > self._limits.max_tokens
             ):
-                raise Overloaded(retry_after_s=self._retry_after_s(num_tokens))
+                raise Overloaded(retry_after_s=_retry_s(num_tokens / max(self._scheduler.tokens_per_s, 1.0)))
+            if (late_s := self._busy_s(request) - patience_s) > 0:
+                raise Overloaded("the answer cannot be finished in time", retry_after_s=_retry_s(late_s))
             self._queued[request] = len(request.token_ids)
         request.arrived = self._clock()
         self._command(lambda: self._add(request))
@@ -183,6 +187,8 @@ class Engine:
         self._scheduler.remove([sequence])
         request.on_event(sequence.ended)
         if request.is_finished:
+            if request.begun is not None:
+                self._forecast.note(num_tokens, self._clock() - request.begun)
             self._forget(request)
             request.on_event(Finished())
 
@@ -202,6 +208,8 @@ class Engine:
 
     def _drop(self, request: Request) -> None:
         self._scheduler.remove(request.sequences)
+        if request.begun is not None and not request.is_finished:
+            self._forecast.note_cut(self._clock() - request.begun)
         self._forget(request)
 
     def _forget(self, request: Request) -> None:
@@ -213,16 +221,19 @@ class Engine:
         """Requests whose first chunk this is wait no longer; what they found in the prefix cache is known now."""
         for chunk in chunks:
             request = chunk.sequence.request
-            if not request.has_begun:
-                request.has_begun = True
+            if request.begun is None:
+                request.begun = self._clock()
                 with self._changed:
                     self._queued.pop(request, None)
                 request.on_event(
-                    Begun(min(chunk.start, len(request.token_ids)), (self._clock() - request.arrived) * 1000)
+                    Begun(min(chunk.start, len(request.token_ids)), (request.begun - request.arrived) * 1000)
                 )
 
-    def _retry_after_s(self, num_tokens: int) -> float:
-        return min(max(num_tokens / max(self._scheduler.tokens_per_s, 1.0), MIN_RETRY_S), MAX_RETRY_S)
+    def _busy_s(self, request: Request) -> float:
+        """Until a request that came now had its answer; 0 as long as there is a slot for it."""
+        load = self.load
+        num_ahead = load.num_running + len(self._queued) - load.num_slots + 1
+        return self._forecast.seconds(request.params.max_tokens, num_ahead, load.num_slots) if num_ahead > 0 else 0.0
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._changed:
@@ -239,3 +250,7 @@ class Engine:
         for command in commands:
             command()
         return not self._stopping
+
+
+def _retry_s(seconds: float) -> float:
+    return min(max(seconds, MIN_RETRY_S), MAX_RETRY_S)

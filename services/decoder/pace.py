@@ -15,12 +15,12 @@ class Pace:
 
     def note(self, num_streams: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take a step's duration into account."""
-        self.tokens_per_s = _smoothed(self.tokens_per_s or None, (num_streams + num_prompt_tokens) / max(seconds, 1e-9))
+        self.tokens_per_s = smoothed(self.tokens_per_s or None, (num_streams + num_prompt_tokens) / max(seconds, 1e-9))
         if not num_prompt_tokens:
-            self._stream_step_s = _smoothed(self._stream_step_s, seconds)
+            self._stream_step_s = smoothed(self._stream_step_s, seconds)
             return
         own_s = seconds - (self._stream_step_s or 0.0 if num_streams else 0.0)
-        self._prompt_token_s = _smoothed(self._prompt_token_s, max(own_s, seconds / 10) / num_prompt_tokens)
+        self._prompt_token_s = smoothed(self._prompt_token_s, max(own_s, seconds / 10) / num_prompt_tokens)
 
     def prefill_tokens(self, num_streams: int, most: int) -> int:
         """Prompt tokens, at most `most`, for a step that also continues `num_streams` streams."""
@@ -29,5 +29,6 @@ class Pace:
         return min(most, max(MIN_TOKENS, int((self._max_stretch - 1) * self._stream_step_s / self._prompt_token_s)))
 
 
-def _smoothed(old: float | None, new: float) -> float:
+def smoothed(old: float | None, new: float) -> float:
+    """A running mean that forgets: SMOOTHING is the newest value's share."""
     return new if old is None else old + SMOOTHING * (new - old)

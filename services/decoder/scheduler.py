@@ -44,12 +44,13 @@ class StepLimits:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A moment's figures."""
+    """A moment's figures. `num_slots`: sequences that could run; those that do, while others wait for memory."""
 
     num_running: int = 0
     num_waiting: int = 0
     num_used_blocks: int = 0
     num_preemptions: int = 0
+    num_slots: int = 0
 
 
 class Scheduler:
@@ -112,7 +113,9 @@ class Scheduler:
 
     def load(self) -> Load:
         """Figures of this moment."""
-        return Load(len(self.running), len(self.waiting), self._pool.num_used, self._num_preemptions)
+        num_running, num_waiting = len(self.running), len(self.waiting)
+        num_slots = num_running if num_waiting and num_running else self._limits.max_sequences
+        return Load(num_running, num_waiting, self._pool.num_used, self._num_preemptions, num_slots)
 
     def forget(self, tenant: str) -> list[int]:
         """Let the blocks of a tenant not be found any more: those that could be."""

@@ -144,7 +144,7 @@ class Request:
     resumed: list[list[int]] = field(default_factory=list)  # the answer so far, one list a choice; or none
     no_store: bool = False
     arrived: float = 0.0
-    has_begun: bool = False
+    begun: float | None = None  # when its first step began
     sequences: list["Sequence"] = field(default_factory=list)
 
     def __post_init__(self) -> None:

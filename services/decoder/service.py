@@ -1,6 +1,7 @@
 """The gRPC face of the engine: prompt in, token events out."""
 
 import asyncio
+import math
 import secrets
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
@@ -70,7 +71,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         telemetry = RequestTelemetry(self._metrics, len(checked.token_ids))
         stream = ResponseStream(asyncio.get_running_loop(), telemetry)
         request = self._request(prompt, checked, await self._matchers(checked), stream)
-        self._engine.submit(request)
+        self._engine.submit(request, _patience_s(context))
         feeding = asyncio.create_task(self._feed(requests, request, checked, stream))
         try:
             async for response in stream:
@@ -210,3 +211,9 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
                 await context.write(response)
         except TimeoutError:
             raise SlowReader from None
+
+
+def _patience_s(context: Context) -> float:
+    """How long the caller still waits."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else remaining

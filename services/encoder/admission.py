@@ -1,5 +1,6 @@
 """How much work may be under way at once."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -18,14 +19,23 @@ class Admission:
         self.num_patches = 0
 
     @contextmanager
-    def admit(self, num_patches: int) -> Iterator[None]:
-        """Hold room for an item. Raises Overloaded at once when there is none, with the time until there may be."""
-        over = self.num_patches + num_patches - self._max_patches
-        if over > 0:
-            wait_s = min(max(self._seconds_for(over), _LEAST_RETRY_S), _MOST_RETRY_S)
-            raise Overloaded("the encoder's queue is full", retry_after_s=wait_s)
+    def admit(self, num_patches: int, patience_s: float = math.inf) -> Iterator[None]:
+        """Hold room for an item. Raises Overloaded at once when there is none, with the time until there may be.
+
+        Or when what is under way leaves no time for it within `patience_s`.
+        """
+        total = self.num_patches + num_patches
+        if total > self._max_patches:
+            wait_s = self._seconds_for(total - self._max_patches)
+            raise Overloaded("the encoder's queue is full", retry_after_s=_retry_s(wait_s))
+        if self.num_patches and (late_s := self._seconds_for(total) - patience_s) > 0:
+            raise Overloaded("the item cannot be encoded in time", retry_after_s=_retry_s(late_s))
         self.num_patches += num_patches
         try:
             yield
         finally:
             self.num_patches -= num_patches
+
+
+def _retry_s(seconds: float) -> float:
+    return min(max(seconds, _LEAST_RETRY_S), _MOST_RETRY_S)

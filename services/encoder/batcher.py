@@ -17,7 +17,6 @@ from services.encoder.telemetry import BatchTimes, EncoderMetrics
 
 log = structlog.get_logger()
 
-_INITIAL_PATCHES_PER_S: Final = 1000.0
 _RATE_MEMORY: Final = 0.8
 
 
@@ -70,7 +69,7 @@ class Batcher:
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="vision-model", initializer=prepare_thread)
-        self._patches_per_s = _INITIAL_PATCHES_PER_S
+        self._patches_per_s: float | None = None  # of batches that left others waiting: it can do no more
 
     def submit(self, frames: Frames, num_patches: int, patience: Patience) -> Job:
         """Queue a slice; await its `future`. Cancelling the future takes it out of the queue."""
@@ -85,8 +84,8 @@ class Batcher:
         return len(self._waiting)
 
     def seconds_for(self, num_patches: int) -> float:
-        """How long so many patches take at the present rate."""
-        return num_patches / self._patches_per_s
+        """How long so many patches take under load; 0 while there has been none."""
+        return num_patches / self._patches_per_s if self._patches_per_s else 0.0
 
     async def run(self) -> None:
         """Work until cancelled: wait for slices, take a batch, run it, give the results out."""
@@ -112,7 +111,7 @@ class Batcher:
         return batch
 
     async def _run(self, batch: list[Job]) -> None:
-        started = monotonic()
+        started, leaves_others = monotonic(), bool(self._waiting)
         loop = asyncio.get_running_loop()
         try:
             results = await loop.run_in_executor(self._thread, self._run_batch, [job.frames for job in batch])
@@ -120,7 +119,7 @@ class Batcher:
             await self._retry_halves(batch, error)
             return
         ended = monotonic()
-        self._note_batch(sum(job.num_patches for job in batch), ended - started)
+        self._note_batch(sum(job.num_patches for job in batch), ended - started, is_full=leaves_others)
         for job, result in zip(batch, results, strict=True):
             self._metrics.queue_time.observe(started - job.submitted)
             _finish(job, result, BatchTimes(job.submitted, started, ended))
@@ -136,11 +135,13 @@ class Batcher:
             if wanted := [job for job in half if _is_wanted(job)]:
                 await self._run(wanted)
 
-    def _note_batch(self, num_patches: int, seconds: float) -> None:
+    def _note_batch(self, num_patches: int, seconds: float, *, is_full: bool) -> None:
         self._metrics.encode_time.observe(seconds)
         self._metrics.batch_patches.observe(num_patches)
-        rate = num_patches / max(seconds, 1e-6)
-        self._patches_per_s = _RATE_MEMORY * self._patches_per_s + (1 - _RATE_MEMORY) * rate
+        if is_full:
+            rate = num_patches / max(seconds, 1e-6)
+            known = self._patches_per_s or rate
+            self._patches_per_s = _RATE_MEMORY * known + (1 - _RATE_MEMORY) * rate
 
 
 def _is_wanted(job: Job) -> bool:

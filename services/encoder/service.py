@@ -51,9 +51,10 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
     ) -> AsyncIterator[Response]:
         with ExitStack() as room:
             files = room.enter_context(FileBundle())
-            item = await self._receive(request_iterator, room, files)
+            deadline = _deadline(context)
+            item = await self._receive(request_iterator, room, files, deadline)
             started = time.monotonic()
-            encoded = await self._pipeline.encode(item, files, _deadline(context))
+            encoded = await self._pipeline.encode(item, files, deadline)
             manifest = _manifest(item, encoded, (time.monotonic() - started) * 1000)
             _log(item, manifest)
             yield Response(manifest=manifest)
@@ -61,14 +62,14 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
                 for response in chunks(encoded):
                     yield response
 
-    async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle) -> Item:
+    async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle, deadline: float) -> Item:
         """The checked item; its bytes go into `files`. Its patches are counted in `room` before the first is read."""
         try:
             header = await _header(requests)
             self._require_own_weights(header.vision_digest)
             item = read_header(header, self._preprocessor, self._limits)
             structlog.contextvars.bind_contextvars(request_id=item.request_id)
-            room.enter_context(self._admission.admit(item.num_patches))
+            room.enter_context(self._admission.admit(item.num_patches, deadline - asyncio.get_running_loop().time()))
             await _read_files(requests, item.file_sizes, files)
         except DiptychError:
             await discard(requests)

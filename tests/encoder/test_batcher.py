@@ -126,3 +126,25 @@ def test_admission_counts_patches() -> None:
             pass
     with admission.admit(100):
         pass
+
+
+def test_admission_looks_at_the_time_that_is_left() -> None:
+    """What others leave no time for is refused with the time until it would fit; alone it may always try."""
+    admission = Admission(1000, lambda patches: patches / 50)
+    with admission.admit(100, 0.5):
+        with pytest.raises(Overloaded) as caught, admission.admit(50, 2.0):
+            pass
+        assert caught.value.retry_after_s == 1.0
+        with admission.admit(50, 3.0):
+            pass
+
+
+async def test_the_rate_is_that_of_a_full_model() -> None:
+    """A batch that leaves nobody waiting says nothing of how much more there could be done."""
+    gate = Gate()
+    gate.open.set()
+    async with running(gate, budget=10) as batcher:
+        await batcher.submit(frames(0), 1, never()).future
+        assert batcher.seconds_for(100) == 0
+        await asyncio.gather(*(batcher.submit(frames(name), 10, never()).future for name in range(2)))
+        assert batcher.seconds_for(100) > 0

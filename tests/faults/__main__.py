@@ -6,17 +6,17 @@ Ends with 1 when a figure misses its bar.
 import argparse
 import asyncio
 import logging
-import math
 from collections.abc import Callable, Coroutine, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tests.faults import cancels, crowds, deaths, faults, redis_outage, results, rolling, slow_reader
+from tests.faults import cancels, crowds, deaths, faults, overload, redis_outage, results, rolling, slow_reader
 from tests.faults.results import Figure
 from tests.faults.stage import Stage, stage
 
 Proof = Callable[[argparse.Namespace], Coroutine[Any, Any, list[Figure]]]
 MAX_REQUEST_S = 2.0
+MAX_PROOF_S = 600.0
 
 
 Play = Callable[[Stage], Coroutine[Any, Any, list[Figure]]]
@@ -42,7 +42,10 @@ PROOFS: dict[str, Proof] = {
     "decoder-killed": on_stage(deaths.prove_decoder, 2),
     "encoder-killed": on_stage(deaths.prove_encoder, 2),
     "slow-reader": on_stage(slow_reader.prove, 1),
-    "cancels": lambda options: on_stage(lambda found: cancels.prove(found, options.cancels), 1)(options),
+    "overload": on_stage(overload.prove, 1, overload.SETTINGS),
+    "cancels": lambda options: on_stage(lambda found: cancels.prove(found, options.cancels, options.seconds), 1)(
+        options
+    ),
 }
 
 
@@ -64,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("proofs", nargs="*", help=f"all unless named: {', '.join(PROOFS)}")
     parser.add_argument("--requests", type=int, default=10_000, help="requests in the storm")
-    parser.add_argument("--seconds", type=float, default=math.inf, help="end the storm then, with fewer requests")
+    parser.add_argument("--seconds", type=float, default=MAX_PROOF_S, help="end storm and cancels then, with fewer")
     parser.add_argument("--cancels", type=int, default=100_000, help="streams that are cancelled")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds from one fault to the next")
     parser.add_argument("--seed", type=int, default=0, help="of the requests and the faults")

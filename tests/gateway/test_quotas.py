@@ -95,7 +95,7 @@ async def test_an_upload_over_the_quota_is_told_so_while_it_writes(stage: Stage)
 def test_a_line_without_cache_bytes_leaves_them_at_the_default(tmp_path: Path) -> None:
     """So that a file that is older than the third limit does not lift it; 0 does."""
     (tmp_path / "quotas").write_text("acme 2 100\nglobex 0 0 0\ninitech 0 0 4096\n")
-    quotas = Quotas(Quota(cache_bytes=1000), tmp_path / "quotas")
+    quotas = Quotas(Quota(cache_bytes=1000), tmp_path / "quotas", max_calls=1)
     assert [quotas.cache_bytes(tenant) for tenant in ("acme", "globex", "initech", "nobody")] == [1000, 0, 4096, 1000]
 
 
@@ -106,3 +106,17 @@ def test_a_file_of_quotas() -> None:
     for wrong in ("acme 2", "acme two 100", "acme -1 0", "a/b 1 1", "acme 1 1 1 1", "acme 1 1 -1"):
         with pytest.raises(QuotaFileError, match="line 2"):
             parse_quotas(f"# quotas\n{wrong}")
+
+
+async def test_all_calls_together_are_bounded(model: Checkpoint) -> None:
+    """One call more than the gateway may have is refused before any work, with a time to come back."""
+    async with staged(model, max_calls=1) as stage:
+        stage.decoder.endless = True
+        running = stream(stage, "")
+        await running.read()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stream(stage, "").read()
+        known = from_rpc_error(caught.value, "gateway")
+        assert isinstance(known, Overloaded)
+        assert (known.reason, known.retry_after_s) == ("OVERLOADED", 1.0)
+        running.cancel()

@@ -1,0 +1,55 @@
+"""Three times the load that can be served: what is answered in time stays, and the rest is told so at once."""
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+
+from tests.faults.arrivals import DEADLINE_S, Offered
+from tests.faults.fleet import TENANTS
+from tests.faults.results import ROOT, Figure, figure
+from tests.faults.stage import Stage, percentile
+
+PROOF = "overload"
+FACTOR, GOODPUT_BAR, REFUSAL_BAR_MS = 3, 0.9, 50.0
+FIRST_RATE, RATE_STEP, KEEPS_UP = 8.0, 1.5, 0.8
+RAMP_S, OVERLOAD_S = 8.0, 22.0
+NUM_SLOTS = 8  # few, so that the decoder is what there is too little of
+SETTINGS = {"DIPTYCH_DECODER_MAX_SEQUENCES": str(NUM_SLOTS), "DIPTYCH_GATEWAY_MAX_CALLS": str(NUM_SLOTS * 3 // 2)}
+
+
+async def prove(stage: Stage) -> list[Figure]:
+    """Offer more and more until goodput no longer follows; then three times as much as was ever answered in time."""
+    await _offer(stage, FIRST_RATE, RAMP_S)  # warm
+    peak, rate, keeps_up = 0.0, FIRST_RATE, True
+    while keeps_up:
+        offered = await _offer(stage, rate, RAMP_S)
+        keeps_up = offered.codes["OK"] > KEEPS_UP * offered.codes.total()
+        peak, rate = max(peak, offered.goodput), rate * RATE_STEP
+    over = await _offer(stage, FACTOR * peak, OVERLOAD_S)
+    told = ", ".join(f"{count} {code}" for code, count in over.codes.most_common())
+    slowest_ms = percentile(over.refused_ms, 0.99) if over.refused_ms else 0.0
+    what = f"{FACTOR} times {peak:.1f} answers a second within {DEADLINE_S:g} s, offered for {OVERLOAD_S:g} s ({told})"
+    return [
+        figure(PROOF, f"{what}: answers within their deadline a second", f"{over.goodput:.1f}",
+               f"{GOODPUT_BAR * peak:.1f}", over.goodput >= GOODPUT_BAR * peak),
+        figure(PROOF, f"{len(over.refused_ms)} refusals: 99th percentile; without a time to come back",
+               f"{slowest_ms:.0f} ms, {over.num_untold}", f"{REFUSAL_BAR_MS:.0f} ms, 0",
+               bool(over.refused_ms) and slowest_ms <= REFUSAL_BAR_MS and not over.num_untold),
+    ]  # fmt: skip
+
+
+async def _offer(stage: Stage, rate: float, seconds: float) -> Offered:
+    """From a process of its own, so that what is measured does not wait for who measures."""
+    gateway, token = stage.fleet.gateways[0].proxy.address, stage.fleet.tokens[TENANTS[0]]
+    command = [sys.executable, "-m", "tests.faults.arrivals", gateway, str(rate), str(seconds)]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, "DIPTYCH_TOKEN": token}
+    )
+    output, _ = await process.communicate()
+    assert process.returncode == 0, f"the load generator exited with {process.returncode}"
+    found = json.loads(output)
+    offered = Offered(**{**found, "codes": Counter(found["codes"])})
+    print(f"{rate:.1f} a second: {offered.goodput:.1f}, {dict(offered.codes)}", flush=True)
+    return offered
