@@ -13,7 +13,7 @@ from tests.faults.stage import Stage, percentile
 
 PROOF = "overload"
 FACTOR, GOODPUT_BAR, REFUSAL_BAR_MS = 3, 0.9, 50.0
-FIRST_RATE, RATE_STEP, KEEPS_UP = 8.0, 1.5, 0.8
+FIRST_RATE, RATE_STEP, KEEPS_UP = 8.0, 1.5, 0.6
 RAMP_S, OVERLOAD_S = 8.0, 22.0
 NUM_SLOTS = 8  # few, so that the decoder is what there is too little of
 SETTINGS = {"DIPTYCH_DECODER_MAX_SEQUENCES": str(NUM_SLOTS), "DIPTYCH_GATEWAY_MAX_CALLS": str(NUM_SLOTS * 3 // 2)}
@@ -29,13 +29,13 @@ async def prove(stage: Stage) -> list[Figure]:
         peak, rate = max(peak, offered.goodput), rate * RATE_STEP
     over = await _offer(stage, FACTOR * peak, OVERLOAD_S)
     told = ", ".join(f"{count} {code}" for code, count in over.codes.most_common())
-    slowest_ms = percentile(over.refused_ms, 0.99) if over.refused_ms else 0.0
+    half_ms, slowest_ms = (percentile(over.refused_ms or [0.0], share) for share in (0.5, 0.99))
     what = f"{FACTOR} times {peak:.1f} answers a second within {DEADLINE_S:g} s, offered for {OVERLOAD_S:g} s ({told})"
     return [
         figure(PROOF, f"{what}: answers within their deadline a second", f"{over.goodput:.1f}",
                f"{GOODPUT_BAR * peak:.1f}", over.goodput >= GOODPUT_BAR * peak),
-        figure(PROOF, f"{len(over.refused_ms)} refusals: 99th percentile; without a time to come back",
-               f"{slowest_ms:.0f} ms, {over.num_untold}", f"{REFUSAL_BAR_MS:.0f} ms, 0",
+        figure(PROOF, f"{len(over.refused_ms)} refusals: median and 99th percentile; without a time to come back",
+               f"{half_ms:.0f} ms, {slowest_ms:.0f} ms; {over.num_untold}", f"{REFUSAL_BAR_MS:.0f} ms; 0",
                bool(over.refused_ms) and slowest_ms <= REFUSAL_BAR_MS and not over.num_untold),
     ]  # fmt: skip
 
