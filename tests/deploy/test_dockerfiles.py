@@ -12,6 +12,7 @@ import pytest
 
 from tests.deploy.dockerfiles import FOLDER, ROLES, chain, copied_from_context, installed, stages
 from tests.deploy.manifests import ROOT, Render, container_of, ports_of
+from tests.harness import wait_until
 
 FILES = sorted(FOLDER.glob("*.Dockerfile"))
 SERVERS = [FOLDER / f"{role}.Dockerfile" for role in ROLES]
@@ -101,12 +102,7 @@ def test_what_is_copied_is_in_the_context(path: Path) -> None:
 def test_the_steps_build_a_gateway_that_starts(tmp_path: Path) -> None:
     """From only the copied files a wheel is built that has all roles, and the gateway runs from it."""
     source, wheels, run = tmp_path / "src", tmp_path / "wheels", tmp_path / "run"
-    source.mkdir()
-    for name in copied_from_context(FOLDER / "gateway.Dockerfile"):
-        if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(ROOT / name, source / name)
+    copy_context(FOLDER / "gateway.Dockerfile", source)
     build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(wheels)]
     subprocess.run(build, cwd=source, capture_output=True, check=True)
     (wheel,) = wheels.iterdir()
@@ -119,6 +115,39 @@ def test_the_steps_build_a_gateway_that_starts(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gateway", "--help"]
     result = subprocess.run(command, cwd=run, capture_output=True, text=True, check=False)
     assert "DIPTYCH_GATEWAY_LISTEN" in result.stdout, result.stderr
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("role", ROLES)
+def test_the_steps_install_a_service_that_serves(role: str, tmp_path: Path) -> None:
+    """The file's own commands, in a clean folder and an empty environment, end in a process that listens and drains."""
+    source, place = tmp_path / "src", tmp_path / "opt"
+    copy_context(FOLDER / f"{role}.Dockerfile", source)
+    (step,) = (step for step in stages(FOLDER / f"{role}.Dockerfile")[0].steps if step.name == "RUN")
+    commands = re.sub(r"--mount=\S+ ", "", step.text).replace("/opt/diptych", str(place))
+    python = Path(sys.executable).resolve().parent
+    clean = {"PATH": f"{python}:/usr/bin:/bin", "HOME": str(tmp_path)}
+    subprocess.run(["/bin/sh", "-c", commands], cwd=source, env=clean, check=True, capture_output=True)
+
+    ready, prefix = tmp_path / "ready", f"DIPTYCH_{role.upper()}_"
+    settings = {"DIPTYCH_MODEL": str(ROOT / "models" / "demo"), "DIPTYCH_READY_FILE": str(ready)}
+    behind = {f"{prefix}ENCODER": "127.0.0.1:1", f"{prefix}DECODER": "127.0.0.1:1"} if role == "gateway" else {}
+    with subprocess.Popen(
+        [place / "bin" / "python", "-m", ROLES[role]], cwd=tmp_path, env={**clean, **settings, **behind}
+    ) as process:
+        wait_until(lambda: ready.exists() or process.poll() is not None, f"the {role} listens", 60)
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+def copy_context(path: Path, folder: Path) -> None:
+    """What a Dockerfile copies from the repository, and nothing else."""
+    folder.mkdir()
+    for name in copied_from_context(path):
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(ROOT / name, folder / name)
 
 
 def test_tags_are_those_that_the_manifests_name(production: Render, local: Render) -> None:
