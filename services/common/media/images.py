@@ -12,6 +12,8 @@ from services.common.media.headers import MAX_SOURCE_PIXELS
 IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 # what Pillow raises on hostile bytes, found in its plugins' parsers: none of it may reach a client
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
+# encoders write about ten. A scan of a few bytes costs a walk over all pixels, so thousands cost minutes
+_MAX_JPEG_SCANS = 64
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
@@ -24,6 +26,8 @@ def open_image(data: bytes, *, max_pixels: int = MAX_SOURCE_PIXELS) -> Image.Ima
     if image_format == "WEBP":
         # Pillow allocates a WebP's canvas when it opens the file
         _require_size(*_webp_size(data), max_pixels)
+    if image_format == "JPEG" and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        raise broken_image(image_format)
     try:
         image = Image.open(io.BytesIO(data), formats=[image_format])
     except _BOMBS as error:
