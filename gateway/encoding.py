@@ -222,5 +222,15 @@ def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:
 
 
 def _at_field(error: InvalidRequest, field: str) -> InvalidRequest:
-    """What the encoder refuses is said of the item in the client's request."""
-    return InvalidRequest([Violation(field, violation.description, violation.reason) for violation in error.violations])
+    """The encoder's paths mean nothing to a client, save which of the files of a list of frames is at fault."""
+    return InvalidRequest(
+        [
+            Violation(field + _frame_of(violation.field), violation.description, violation.reason)
+            for violation in error.violations
+        ]
+    )
+
+
+def _frame_of(encoder_field: str) -> str:
+    place = encoder_field.removeprefix("header.file_sizes")
+    return f".frames.frames{place}" if place != encoder_field and place else ""
