@@ -17,8 +17,8 @@ from services.common.errors import InvalidRequest, from_rpc_error, rich_status
 from services.common.settings import load
 from services.common.tls import TlsSettings, channel_credentials
 
-MAX_INLINE_BYTES = 3 << 20  # what fits a message of gRPC's default 4 MiB beside the text
 UPLOAD_CHUNK_BYTES = 1 << 20
+GATEWAY_DECIDES = -1
 
 
 class ClientSettings(TlsSettings):
@@ -52,7 +52,8 @@ async def with_gateway(address: str, request: Callable[[ChatServiceStub], Awaita
 async def gateway(address: str, settings: ClientSettings | None = None) -> AsyncIterator[ChatServiceStub]:
     """A stub for the gateway at `address`; without `settings` the environment's."""
     chosen = settings or load(ClientSettings)
-    channel = open_channel(address, channel_credentials(chosen), token=chosen.token.get_secret_value())
+    token = chosen.token.get_secret_value()
+    channel = open_channel(address, channel_credentials(chosen), token=token, max_send_bytes=GATEWAY_DECIDES)
     try:
         yield ChatServiceStub(channel)
     finally:
@@ -60,13 +61,12 @@ async def gateway(address: str, settings: ClientSettings | None = None) -> Async
 
 
 async def build_conversation(stub: ChatServiceStub, turn: Turn) -> content.Conversation:
-    """One user turn, media first; files too large for one message are uploaded and named by their digest."""
-    inline = sum(len(item.data or b"") for item in turn.media) <= MAX_INLINE_BYTES
-    parts = [await media_part(stub, item, inline=inline) for item in turn.media]
+    """One user turn, media first; files too large for any message are uploaded and named by their digest."""
+    parts = [await media_part(stub, item, inline=turn.is_inline) for item in turn.media]
     messages = [content.Message(role=content.ROLE_USER, parts=[*parts, content.Part(text=turn.question)])]
     if turn.system is not None:
         messages.insert(0, content.Message(role=content.ROLE_SYSTEM, parts=[content.Part(text=turn.system)]))
-    return content.Conversation(messages=messages)
+    return content.Conversation(messages=messages, no_store=turn.no_store)
 
 
 async def media_part(stub: ChatServiceStub, item: Media, *, inline: bool) -> content.Part:

@@ -32,6 +32,7 @@ Videos = Annotated[list[str] | None, typer.Option("--video", metavar="FILE", hel
 System = Annotated[str | None, typer.Option(help="Instructions to the model, before the question.")]
 MinPixels = Annotated[int | None, typer.Option(min=1, help="Enlarge each picture or frame to at least this many.")]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="Shrink each picture or frame to at most this many.")]
+NoStore = Annotated[bool, typer.Option("--no-store", help="Leave nothing behind in the caches.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, one message a line.")]
 Model = Annotated[str, typer.Option(help="A folder or a hub id of a Qwen2-VL checkpoint.", envvar="DIPTYCH_MODEL")]
 Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
@@ -50,13 +51,15 @@ def chat(
     seed: Annotated[int | None, typer.Option(min=0, help="The same seed gives the same answer.")] = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    no_store: NoStore = False,
     address: Address = DEFAULT_ADDRESS,
     json: Json = False,
 ) -> None:
     """Ask about pictures and videos; the answer is printed as it is generated."""
     from cli import chat as command
 
-    turn = Turn(question, Media.in_order(context, image, video, MediaLimits(min_pixels, max_pixels)), system)
+    media = Media.in_order(context, image, video, MediaLimits(min_pixels, max_pixels))
+    turn = Turn(question, media, system, no_store)
     options = command.Options(max_tokens=max_tokens, temperature=temperature, seed=seed)
     raise typer.Exit(command.run(address, turn, options, as_json=json))
 
@@ -73,13 +76,15 @@ def explain(
     png: Annotated[
         Path | None, typer.Option(help="Write the first picture, as the model sees it, with its patch grid.")
     ] = None,
+    no_store: NoStore = False,
     address: Address = DEFAULT_ADDRESS,
     json: Json = False,
 ) -> None:
     """Show what the model would be given: spans, tokens, grids, positions and cache keys. Nothing is generated."""
     from cli import explain as command
 
-    turn = Turn(question, Media.in_order(context, image, video, MediaLimits(min_pixels, max_pixels)), system)
+    media = Media.in_order(context, image, video, MediaLimits(min_pixels, max_pixels))
+    turn = Turn(question, media, system, no_store)
     raise typer.Exit(command.run(address, turn, png, as_json=json))
 
 

@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperCommand
 
 MEDIA_ORDER = "diptych.media_order"
+MAX_INLINE_BYTES = 3 << 20  # what any proxy lets through beside the text: gRPC's default is 4 MiB
 
 
 class OrderedMedia(TyperCommand):
@@ -60,8 +61,17 @@ class Media:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the command line asks: media in order, then the question, after instructions if there are any."""
+    """What the command line asks: media in order, then the question, after instructions if there are any.
+
+    With `no_store` nothing of it is kept.
+    """
 
     question: str
     media: Sequence[Media]
     system: str | None = None
+    no_store: bool = False
+
+    @property
+    def is_inline(self) -> bool:
+        """Whether files go in the request: an upload is for keeping them."""
+        return self.no_store or sum(len(item.data or b"") for item in self.media) <= MAX_INLINE_BYTES

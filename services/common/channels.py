@@ -19,21 +19,27 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
 ]
 
 
 def open_channel(
-    address: str, credentials: grpc.ChannelCredentials | None = None, *, token: str = "", authority: str = ""
+    address: str,
+    credentials: grpc.ChannelCredentials | None = None,
+    *,
+    token: str = "",
+    authority: str = "",
+    max_send_bytes: int = MAX_MESSAGE_BYTES,
 ) -> grpc.aio.Channel:
     """A channel to every address behind `address` ("host:port" or a gRPC target such as "dns:///encoder:50051").
 
     Calls go round those that are healthy, so that a draining server gets no new ones. A dead peer is noticed within
     twice KEEPALIVE_MS, and reconnects are tried at least every two seconds. TLS with `credentials`; each call carries
     `token` if there is one. `authority` stands for the address where that was looked up before: certificates must name
-    its host.
+    its host. A message of more than `max_send_bytes` fails here; -1 leaves it to the receiver.
     """
-    options = [*_OPTIONS, ("grpc.default_authority", authority)] if authority else _OPTIONS
+    options = [*_OPTIONS, ("grpc.max_send_message_length", max_send_bytes)]
+    if authority:
+        options.append(("grpc.default_authority", authority))
     interceptors = bearer_interceptors(token) if token else None
     if credentials is None:
         return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)

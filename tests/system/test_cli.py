@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from redis import Redis
 
 from cli.stack import Stack
 from tests.exactness import cases
@@ -61,6 +62,19 @@ def test_chat_uploads_what_is_too_large_for_a_message(stack: Stack, tmp_path: Pa
     run = diptych(stack, "chat", "--image", path, "--max-pixels", 13000, "--max-tokens", 1, "What?")
     assert run.returncode == 0, run.stderr
     assert "image 1200x1200 seen as 112x112" in run.stderr
+
+
+def test_no_store_leaves_nothing_behind(stack: Stack, tmp_path: Path) -> None:
+    """Neither asked nor explained, and what is otherwise uploaded goes in the request, too."""
+    path = tmp_path / "large.png"
+    Image.frombytes("RGB", (1200, 1200), os.urandom(1200 * 1200 * 3)).save(path)
+    assert stack.redis is not None
+    with Redis.from_url(stack.redis.url) as redis:
+        before = set(redis.scan_iter())
+        for command in (["chat", "--max-tokens", 1], ["explain"]):
+            run = diptych(stack, *command, "--no-store", "--image", path, "--max-pixels", 13000, "What?")
+            assert run.returncode == 0, run.stderr
+        assert set(redis.scan_iter()) == before
 
 
 def test_an_error_is_one_line(stack: Stack, tmp_path: Path) -> None:
