@@ -128,7 +128,9 @@ async def run(place: Place, entries: list[tuple[Kind, Case, str]]) -> None:
                 problem = await try_encode(encodes, kind, case)
             else:
                 problem = await try_chat(place, chats, kind, case, way)
-            findings.note(f"{case.name} by {way}", time.monotonic() - started, problem)
+            # an answer is asked for twice, the second time as a plain file
+            num_asked = 2 if case.reason is None else 1
+            findings.note(f"{case.name} by {way}", (time.monotonic() - started) / num_asked, problem)
     growth = {name: memory(place, name, "VmHWM") - before[name] for name in MEDIA_SERVICES}
     print(findings, {name: f"{value / MIB:.1f} MiB more" for name, value in growth.items()})
     assert findings.problems == []
