@@ -4,12 +4,14 @@ import asyncio
 import math
 import random
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import grpc
 
-from tests.faults.fleet import Replica
+from tests.faults.fleet import Replica, until
 from tests.faults.results import Figure, figure
 from tests.faults.stage import Stage, decoder_of, first_text, idle, percentile
 
@@ -83,7 +85,18 @@ async def _settled(stage: Stage) -> dict[str, Held]:
     for replica in stage.fleet.decoders:
         async with decoder_of(replica) as stub:
             await idle(stub)
+    for replica in stage.fleet.all:
+        await until(partial(_has_media_back, replica), f"workers give media back to {replica.name}")
     return {replica.name: held_by(replica) for replica in stage.fleet.all}
+
+
+def _has_media_back(replica: Replica) -> bool:
+    """Whether no worker process still looks at media, though nobody wants its answer any more."""
+    names = []
+    for file in Path(f"/proc/{replica.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            names.append(str(file.readlink()))
+    return not any("memfd:" in name for name in names)
 
 
 def held_by(replica: Replica) -> Held:
