@@ -14,8 +14,8 @@ from diptych.v1 import decoder_service_pb2, encoder_service_pb2
 
 from gateway.encoding import _Rows
 from services.common.embedding import Slice
-from services.decoder.embeddings import ChunkAssembler, RowsFormat
-from services.encoder.service import chunks
+from services.decoder.embeddings import ItemRows, RowsFormat
+from services.encoder.outcome import Outcome
 from services.encoder.slices import EncodedSlice
 
 PIECE_BYTES = 1 << 20
@@ -45,8 +45,7 @@ async def plain_stream(num_bytes: int) -> AsyncIterator[Move]:
 async def inline(form: RowsFormat) -> AsyncIterator[Move]:
     """This process is the gateway: it relays an encoder's chunks to a decoder, which answers when it has its tensor."""
     num_bytes = form.num_rows * form.slice_bytes // form.slice_rows
-    job: Any = SimpleNamespace(index=0, item=SimpleNamespace(plan=SimpleNamespace(num_tokens=form.num_rows)))
-    manifest = encoder_service_pb2.Manifest(width=form.width, dtype=form.dtype)
+    job: Any = SimpleNamespace(index=0, num_slices=1, slice_bytes=lambda _dtype: num_bytes)
     async with (
         _server("encoder", num_bytes) as encoder,
         _server("decoder", form) as decoder,
@@ -62,7 +61,7 @@ async def inline(form: RowsFormat) -> AsyncIterator[Move]:
 
         async def move() -> None:
             call = generate()
-            await _Rows(job, call.write).relay(encode(b""), manifest)
+            await _Rows(job, call.write).relay_rest(encode(b""))
             await call.done_writing()
             if await call != b"whole":
                 raise RuntimeError("the decoder has no tensor")
@@ -80,17 +79,18 @@ async def _encoded(
     num_bytes: int, _request: bytes, _context: object
 ) -> AsyncIterator[encoder_service_pb2.EncodeResponse]:
     rows = Slice(1, 1, "bfloat16", memoryview(bytes(num_bytes)))
-    for response in chunks([EncodedSlice(b"", rows, cached=False, stored=False)]):
+    item: Any = SimpleNamespace(streams=False)
+    for response in Outcome(item).parts([EncodedSlice(b"", rows, cached=False, stored=False)]):
         yield response
 
 
 async def _assembled(
     form: RowsFormat, requests: AsyncIterator[decoder_service_pb2.GenerateRequest], _context: object
 ) -> bytes:
-    assembler, rows = ChunkAssembler(form, form.dtype), None
+    item = ItemRows(form)
     async for request in requests:
-        rows = assembler.add(request.chunk)
-    return b"" if rows is None else b"whole"
+        item.add_chunk(request.chunk)
+    return b"whole" if item.is_complete else b""
 
 
 def _methods(kind: str, what: Any) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":

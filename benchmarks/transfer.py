@@ -11,13 +11,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 
 import torch
+from diptych.v1 import decoder_service_pb2, embedding_pb2
 from redis.asyncio import Redis
 
 from benchmarks.figures import MILLISECONDS, Result
@@ -25,7 +26,8 @@ from benchmarks.relay import inline, plain_stream
 from cli.local_redis import LocalRedis
 from services.common.cache import EmbeddingCache, open_cache
 from services.common.embedding import Slice
-from services.decoder.embeddings import RowsFormat, rows_from_cache
+from services.decoder.embeddings import RowsFormat
+from services.decoder.intake import EmbeddingIntake
 
 NUM_TOKENS, WIDTH, DTYPE = 16_384, 3_584, "bfloat16"
 NUM_BYTES = NUM_TOKENS * WIDTH * 2
@@ -95,10 +97,13 @@ async def read_cache(url: str, way: Way) -> Move:
     """The decoder reads an item by reference."""
     cache = way.cache(url)
 
+    async def messages() -> AsyncIterator[decoder_service_pb2.GenerateRequest]:
+        reference = embedding_pb2.EmbeddingReference(slice_keys=way.keys)
+        yield decoder_service_pb2.GenerateRequest(reference=reference)
+
     async def move() -> None:
-        rows = await rows_from_cache(cache, way.keys, way.form)
-        if rows is None or rows.shape != (NUM_TOKENS, WIDTH):
-            raise RuntimeError("the rows did not come back")
+        intake = EmbeddingIntake([way.form], cache, lambda *_rows: None, lambda _index: None, lambda: None)
+        await intake.run(messages())  # InvalidRequest unless all rows have come
 
     return move
 

@@ -93,7 +93,7 @@ class Decoding:
                 feed.start_all()
             while (response := await feed.first_of(anext(responses, None))) is not None:
                 if response.WhichOneof("event") == "missing":
-                    feed.start(response.missing.media_index, inline=True)
+                    await feed.start_again(response.missing.media_index)
                     continue
                 if response.WhichOneof("event") == "begun":
                     job.begun = job.begun if job.progress.has_begun else response.begun
@@ -148,6 +148,7 @@ class _Feed:
         self._write = write
         self._started_at = monotonic()
         self._tasks: dict[asyncio.Task[None], asyncio.Event] = {}
+        self._task_of: dict[int, asyncio.Task[None]] = {}
 
     def start_all(self) -> None:
         """Start with every item; images of one request go in parallel."""
@@ -157,7 +158,17 @@ class _Feed:
     def start(self, index: int, *, inline: bool) -> None:
         """Send one item's embeddings."""
         is_noted = asyncio.Event()
-        self._tasks[asyncio.create_task(self._send(index, is_noted, inline=inline))] = is_noted
+        task = self._task_of[index] = asyncio.create_task(self._send(index, is_noted, inline=inline))
+        self._tasks[task] = is_noted
+
+    async def start_again(self, index: int) -> None:
+        """Send an item's rows themselves, for the decoder has lost a reference; nothing else of it goes beside them."""
+        before = self._task_of[index]
+        if not before.done():
+            self._tasks.pop(before, None)
+            before.cancel()
+            await asyncio.gather(before, return_exceptions=True)
+        self.start(index, inline=True)
 
     async def first_of(self, reading: Awaitable[Response | None]) -> Response | None:
         """What the decoder says next. Raises the error of an encode that fails meanwhile."""

@@ -1,8 +1,8 @@
 """A media item's embeddings on their way to the decoder: by reference where a shared cache has them, else in chunks."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -32,7 +32,8 @@ PARTIAL = content_pb2.CACHE_RESULT_PARTIAL
 class EncodeJob:
     """One item to be encoded for the decoder. `index`: its place in the prompt. `encoder`: what it must run.
 
-    With `no_store` it goes inline, and takes no turn with others that are to be cached.
+    With `no_store` it goes inline, and takes no turn with others that are to be cached. `in_parts`: the decoder takes
+    what is encoded of it while the rest is not.
     """
 
     caller: Caller
@@ -41,6 +42,16 @@ class EncodeJob:
     media_key: bytes
     encoder: Encoder
     no_store: bool = False
+    in_parts: bool = False
+
+    @property
+    def num_slices(self) -> int:
+        """Temporal slices of the item."""
+        return self.item.plan.grid[0]
+
+    def slice_bytes(self, dtype: str) -> int:
+        """Bytes of one slice's rows."""
+        return self.item.plan.num_tokens // self.num_slices * row_bytes(self.encoder.width, dtype)
 
 
 class Encoding:
@@ -103,49 +114,96 @@ class Encoding:
     async def _try_encode(
         self, endpoint: EncoderEndpoint, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool
     ) -> None:
-        job, write = rows.job, rows.write
-        turn = nullcontext(False) if job.no_store else self._flights.of(job.media_key)
-        async with turn as waited:
-            if waited and not inline and await self._send_reference(job, write, note):
-                return
-            async with self._suspects.trying(job.media_key, job.item.field, endpoint):
-                call = stub.Encode(
-                    _requests(job, inline=inline), timeout=job.caller.deadline.remaining(), metadata=trace_metadata()
-                )
-                try:
-                    manifest = await _manifest(call, job)
-                except BaseException:
-                    call.cancel()
-                    raise
-        note(_result(manifest))
-        try:
-            if manifest.stored and not inline:
-                await write(_reference(job, manifest.slice_keys))
-            else:
-                await rows.relay(call, manifest)
-        finally:
-            call.cancel()
+        job = rows.job
+        async with AsyncExitStack() as until_known:
+            if not job.no_store:
+                waited = await until_known.enter_async_context(self._flights.of(job.media_key))
+                if waited and not inline and rows.is_empty and await self._send_reference(job, rows.write, note):
+                    return
+            await until_known.enter_async_context(self._suspects.trying(job.media_key, job.item.field, endpoint))
+            inline = inline or rows.must_go_on_inline
+            requests = _requests(job, inline=inline)
+            call = stub.Encode(requests, timeout=job.caller.deadline.remaining(), metadata=trace_metadata())
+            try:
+                manifest = await rows.relay(call)
+                note(_result(manifest))
+                await until_known.aclose()  # who is next in line need not wait for the decoder's pace
+                if manifest.stored and not inline:
+                    await rows.send_references(0, manifest.slice_keys)
+                await rows.relay_rest(call)
+            finally:
+                call.cancel()
 
 
 class _Rows:
-    """One item's rows on their way to the decoder, held a chunk at a time."""
+    """How far one item's rows are on their way to the decoder; holds none of them."""
 
     def __init__(self, job: EncodeJob, write: Write) -> None:
         self.job = job
         self.write = write
-        self._num_sent = 0
+        self._num_slices = 0
+        self._num_bytes = 0  # of the slice after those
+        self._dtype = ""  # what rows themselves come in; only they tell
 
-    async def relay(self, call: "_EncodeCall", manifest: encoder_service_pb2.Manifest) -> None:
-        """Pass on what has not been sent yet. Raises DiptychError when rows are missing."""
-        while isinstance(response := await call.read(), encoder_service_pb2.EncodeResponse):
-            chunk = response.chunk
-            if chunk.byte_offset > self._num_sent:
-                raise DiptychError(metadata={"service": "encoder"})
-            if new := chunk.data[self._num_sent - chunk.byte_offset :]:
-                await self.write(_chunk(self.job, self._num_sent, new, manifest.dtype))
-                self._num_sent += len(new)
-        if self._num_sent != self.job.item.plan.num_tokens * row_bytes(manifest.width, manifest.dtype):
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing has been sent."""
+        return self._num_slices == self._num_bytes == 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether everything has been sent."""
+        return (self._num_slices, self._num_bytes) == (self.job.num_slices, 0)
+
+    @property
+    def must_go_on_inline(self) -> bool:
+        """Whether what was sent can only be followed by rows: it ends amid a slice, or the decoder takes no parts."""
+        return self._num_bytes > 0 or not (self.is_empty or self.job.in_parts)
+
+    async def relay(self, call: "_EncodeCall") -> encoder_service_pb2.Manifest:
+        """Pass on what the encoder says before its manifest. Raises DiptychError for one that does not fit the plan."""
+        while (response := await _next(call)) is not None:
+            if response.WhichOneof("message") == "manifest":
+                _require_fitting(response.manifest, self.job)
+                return response.manifest
+            await self._pass_on(response)
+        raise DiptychError(metadata={"service": "encoder"})
+
+    async def relay_rest(self, call: "_EncodeCall") -> None:
+        """Pass on what comes behind the manifest, if any is needed. Raises DiptychError when rows are missing."""
+        if self.is_complete:
+            return
+        while (response := await _next(call)) is not None:
+            await self._pass_on(response)
+        if not self.is_complete:
             raise DiptychError(metadata={"service": "encoder"})
+
+    async def send_references(self, first_slice: int, keys: Sequence[bytes]) -> None:
+        """Send the keys of slices that have not been sent yet."""
+        next_slice = self._num_slices
+        if first_slice > next_slice or first_slice + len(keys) > self.job.num_slices or self._num_bytes:
+            raise DiptychError(metadata={"service": "encoder"})
+        if new := keys[next_slice - first_slice :]:
+            await self.write(_reference(self.job, new, next_slice))
+            self._num_slices += len(new)
+
+    async def _pass_on(self, response: encoder_service_pb2.EncodeResponse) -> None:
+        if response.WhichOneof("message") == "stored":
+            await self.send_references(response.stored.first_slice, response.stored.slice_keys)
+        else:
+            await self._send_chunk(response.chunk)
+
+    async def _send_chunk(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
+        """Send what has not been sent yet of a chunk."""
+        if chunk.dtype not in DTYPES or self._dtype not in ("", chunk.dtype):
+            raise DiptychError(metadata={"service": "encoder"})
+        self._dtype, slice_bytes = chunk.dtype, self.job.slice_bytes(chunk.dtype)
+        num_sent = self._num_slices * slice_bytes + self._num_bytes
+        if chunk.byte_offset > num_sent:
+            raise DiptychError(metadata={"service": "encoder"})
+        if new := chunk.data[num_sent - chunk.byte_offset :]:
+            await self.write(_chunk(self.job, num_sent, new, chunk.dtype))
+            self._num_slices, self._num_bytes = divmod(num_sent + len(new), slice_bytes)
 
 
 class _Flights:
@@ -171,6 +229,12 @@ class _Flights:
 _EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
 
 
+async def _next(call: _EncodeCall) -> encoder_service_pb2.EncodeResponse | None:
+    """The encoder's next word; None when it has said all."""
+    response = await call.read()
+    return response if isinstance(response, encoder_service_pb2.EncodeResponse) else None
+
+
 async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_service_pb2.EncodeRequest]:
     item, plan = job.item, job.item.plan
     header = encoder_service_pb2.EncodeHeader(
@@ -188,6 +252,7 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
         inline_embeddings=inline,
         vision_digest=job.encoder.vision_digest,
         no_store=job.no_store,
+        stream=job.in_parts,
     )
     yield encoder_service_pb2.EncodeRequest(header=header)
     for file in item.files:
@@ -195,19 +260,16 @@ async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_se
             yield encoder_service_pb2.EncodeRequest(chunk=file[start : start + MAX_CHUNK_BYTES])
 
 
-async def _manifest(call: _EncodeCall, job: EncodeJob) -> encoder_service_pb2.Manifest:
-    """The encoder's first word, which must fit the plan."""
-    first = await call.read()
-    if not isinstance(first, encoder_service_pb2.EncodeResponse) or first.WhichOneof("message") != "manifest":
+def _require_fitting(manifest: encoder_service_pb2.Manifest, job: EncodeJob) -> None:
+    """What the encoder has made must be what was planned."""
+    made = (manifest.width, len(manifest.slice_keys))
+    if manifest.grid != job.item.grid or made != (job.encoder.width, job.num_slices):
         raise DiptychError(metadata={"service": "encoder"})
-    manifest = first.manifest
-    if manifest.grid != job.item.grid or manifest.width != job.encoder.width or manifest.dtype not in DTYPES:
-        raise DiptychError(metadata={"service": "encoder"})
-    return manifest
 
 
-def _reference(job: EncodeJob, slice_keys: Iterable[bytes]) -> Message:
-    return Message(reference=embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys))
+def _reference(job: EncodeJob, slice_keys: Iterable[bytes], first_slice: int = 0) -> Message:
+    reference = embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys, first_slice=first_slice)
+    return Message(reference=reference)
 
 
 def _chunk(job: EncodeJob, byte_offset: int, data: bytes, dtype: str) -> Message:

@@ -95,7 +95,15 @@ class Rooms:
         encoder = await caller.deadline.bound(self.capabilities.encoder(decoder, prefix))
         _require_fit(items, encoder.max_patches)
         return [
-            EncodeJob(caller, item, index, self.media_key(item, encoder, caller), encoder, no_store=no_store)
+            EncodeJob(
+                caller,
+                item,
+                index,
+                self.media_key(item, encoder, caller),
+                encoder,
+                no_store=no_store,
+                in_parts=decoder.accepts_parts,
+            )
             for index, item in enumerate(items)
         ]
 

@@ -1,20 +1,16 @@
 """A media item's embeddings, put together from cached slices or from chunks, and checked."""
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diptych.v1 import embedding_pb2
 
-from services.common.cache import EmbeddingCache
 from services.common.embedding import DTYPES, INT8, MAX_CHUNK_BYTES, Slice, is_finite, row_bytes
 from services.common.errors import InvalidRequest, Violation
 from services.common.int8_rows import dequantized
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-READ_BYTES = 16 << 20  # of slices that are read at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,67 +33,89 @@ class RowsFormat:
         return self.slice_rows * row_bytes(self.width, self.dtype)
 
 
-async def rows_from_cache(cache: EmbeddingCache, slice_keys: Sequence[bytes], form: RowsFormat) -> torch.Tensor | None:
-    """Rows [num_rows, width] of an item; None if a slice is missing or is not what this prompt needs.
+class ItemRows:
+    """One media item's rows, filled from the first to the last, by slices from the cache and by chunks.
 
-    Holds a few slices beside the rows; one that is alone becomes the rows without a copy.
+    `rows` [num_rows, width] is what the decoder computes in; the first `num_ready` are there.
     """
-    rows = torch.empty(form.num_rows if form.num_slices > 1 else 0, form.width, dtype=TORCH_DTYPES[form.dtype])
-    num_together = max(1, READ_BYTES // form.slice_bytes)
-    for start in range(0, form.num_slices, num_together):
-        parts = await cache.get_slices(slice_keys[start : start + num_together])
-        checked = await asyncio.to_thread(_all_checked, parts, form)
-        for i, part in enumerate(checked, start):
-            if part is None:
-                return None
-            if form.num_slices == 1:
-                return part
-            rows[i * form.slice_rows : (i + 1) * form.slice_rows] = part
-    return rows
 
+    def __init__(self, form: RowsFormat) -> None:
+        self.rows = torch.empty(form.num_rows, form.width, dtype=TORCH_DTYPES[form.dtype])
+        self.num_ready = 0
+        self._form = form
+        self._dtype = ""
+        self._pending = bytearray()  # the start of a row whose end is in the next chunk
+        self._is_repeated = False
 
-def _all_checked(parts: Sequence[Slice | None], form: RowsFormat) -> list[torch.Tensor | None]:
-    return [_checked(part, form) for part in parts]
+    @property
+    def is_complete(self) -> bool:
+        """Whether every row is there."""
+        return self.num_ready == self._form.num_rows
 
+    def expect_again(self) -> None:
+        """A reference was lost: what was sent behind it is of no use, and what comes now may begin anew."""
+        self._is_repeated = True
 
-def _checked(part: Slice | None, form: RowsFormat) -> torch.Tensor | None:
-    if part is None or (part.num_rows, part.width) != (form.slice_rows, form.width):
-        return None
-    if not is_finite(part.data, part.width, part.dtype):
-        return None
-    # torch takes no memory that must not be written; a small value is bytes, and a large one is not
-    return _tensor(bytearray(part.data) if part.data.readonly else part.data, part.dtype, form)
+    def wants(self, first_slice: int, num_slices: int) -> bool:
+        """Whether these slices are next. InvalidRequest if they do not fit."""
+        if not 0 < num_slices <= self._form.num_slices - first_slice:
+            raise refused("reference.slice_keys", f"must be 1 to {self._form.num_slices}, one a slice", "SIZE_MISMATCH")
+        is_next = first_slice * self._form.slice_rows == self.num_ready and not self._pending
+        if not is_next and not self._is_repeated:
+            next_slice = self.num_ready // self._form.slice_rows
+            raise refused("reference.first_slice", f"is {first_slice}, but {next_slice} comes next", "OUT_OF_ORDER")
+        return is_next
 
+    def add_slices(self, slices: Sequence[Slice | None]) -> bool:
+        """Take the slices that come next; False, and none is taken, if one is missing or not what is needed."""
+        form = self._form
+        for part in slices:
+            if part is None or (part.num_rows, part.width) != (form.slice_rows, form.width):
+                return False
+            if not is_finite(part.data, part.width, part.dtype):
+                return False
+        for part in slices:
+            if part is not None:  # torch takes no memory that must not be written
+                self._place(bytearray(part.data) if part.data.readonly else part.data, part.dtype)
+        return True
 
-class ChunkAssembler:
-    """Collects one item's chunks of values of `dtype`, which must come in order and without gaps."""
-
-    def __init__(self, form: RowsFormat, dtype: str) -> None:
-        if dtype not in DTYPES:
-            raise refused("chunk.dtype", f"must be one of {', '.join(DTYPES)}", "UNSUPPORTED")
-        self._form, self._dtype = form, dtype
-        self._num_bytes = form.num_rows * row_bytes(form.width, dtype)
-        self._data = bytearray()
-
-    def add(self, chunk: embedding_pb2.EmbeddingChunk) -> torch.Tensor | None:
-        """The item's rows [num_rows, width] once the last chunk is here. InvalidRequest if it does not fit."""
-        if chunk.dtype != self._dtype:
-            raise refused("chunk.dtype", f"is {chunk.dtype!r}, but the item began with {self._dtype!r}", "CONFLICT")
-        if chunk.byte_offset != len(self._data):
-            raise refused(
-                "chunk.byte_offset", f"is {chunk.byte_offset}, but {len(self._data)} comes next", "OUT_OF_ORDER"
-            )
+    def add_chunk(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
+        """Take a chunk, whose end may be in the middle of a row. InvalidRequest if it does not fit."""
+        self._check_dtype(chunk.dtype)
         if not 0 < len(chunk.data) <= MAX_CHUNK_BYTES:
             raise refused("chunk.data", f"has {len(chunk.data)} bytes; 1 to {MAX_CHUNK_BYTES} fit", "OUT_OF_RANGE")
-        if len(self._data) + len(chunk.data) > self._num_bytes:
-            raise refused("chunk.data", f"goes beyond the item's {self._num_bytes} bytes", "SIZE_MISMATCH")
-        self._data += chunk.data
-        return self._rows() if len(self._data) == self._num_bytes else None
-
-    def _rows(self) -> torch.Tensor:
-        if not is_finite(memoryview(self._data), self._form.width, self._dtype):
+        size = row_bytes(self._form.width, chunk.dtype)
+        position = self.num_ready * size + len(self._pending)
+        if chunk.byte_offset != position and not self._is_repeated:
+            raise refused("chunk.byte_offset", f"is {chunk.byte_offset}, but {position} comes next", "OUT_OF_ORDER")
+        if chunk.byte_offset > position:
+            return
+        if chunk.byte_offset + len(chunk.data) > self._form.num_rows * size:
+            whole = self._form.num_rows * size
+            raise refused("chunk.data", f"goes beyond the item's {whole} bytes", "SIZE_MISMATCH")
+        self._pending += memoryview(chunk.data)[position - chunk.byte_offset :]
+        whole_rows = len(self._pending) // size * size
+        complete, self._pending = self._pending[:whole_rows], self._pending[whole_rows:]
+        if complete and not is_finite(memoryview(complete), self._form.width, chunk.dtype):
             raise refused("chunk.data", "contains NaN or infinity", "NOT_FINITE")
-        return _tensor(self._data, self._dtype, self._form)
+        self._place(complete, chunk.dtype)
+
+    def _check_dtype(self, dtype: str) -> None:
+        if dtype not in DTYPES:
+            raise refused("chunk.dtype", f"must be one of {', '.join(DTYPES)}", "UNSUPPORTED")
+        if self._dtype not in ("", dtype):
+            raise refused("chunk.dtype", f"is {dtype!r}, but the item began with {self._dtype!r}", "CONFLICT")
+        self._dtype = dtype
+
+    def _place(self, data: bytearray | memoryview, dtype: str) -> None:
+        if not data:
+            return
+        new = _tensor(data, dtype, self._form)
+        if len(new) == self._form.num_rows:  # all at once, as an image's are: no copy
+            self.rows = new
+        else:
+            self.rows[self.num_ready : self.num_ready + len(new)] = new
+        self.num_ready += len(new)
 
 
 def refused(field: str, description: str, reason: str) -> InvalidRequest:

@@ -98,11 +98,15 @@ class Engine:
         """Forget a request; its blocks are free after the step that runs now. Nothing if it has ended."""
         self._command(lambda: self._drop(request))
 
-    def provide(self, request: Request, media_index: int, rows: torch.Tensor) -> None:
-        """Hand over a media item's embeddings [num_tokens, hidden_size]."""
+    def provide(self, request: Request, media_index: int, rows: torch.Tensor, num_rows: int | None = None) -> None:
+        """Hand over a media item's embeddings [num_tokens, hidden_size], of which the first `num_rows` are there (all).
+
+        More of them may be told later, in the same tensor; what is there does not change any more.
+        """
 
         def place() -> None:
-            request.media[media_index].rows = rows
+            item = request.media[media_index]
+            item.rows, item.num_rows = rows, len(rows) if num_rows is None else num_rows
 
         self._command(place)
 

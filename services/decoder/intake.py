@@ -1,32 +1,44 @@
-"""Brings a request's embeddings to the engine as they come: from the shared cache, or in chunks from the caller."""
+"""Brings a request's embeddings to the engine as they come: from the shared cache, or in chunks from the caller.
 
+Rows are handed on as soon as they are there, so that a prompt is computed as far as they reach.
+"""
+
+import asyncio
 from collections.abc import AsyncIterator, Callable
 
 import torch
 from diptych.v1 import decoder_service_pb2, embedding_pb2
 
 from services.common.cache import EmbeddingCache
-from services.decoder.embeddings import ChunkAssembler, RowsFormat, refused, rows_from_cache
+from services.decoder.embeddings import ItemRows, RowsFormat, refused
+
+READ_BYTES = 16 << 20  # of slices that are read at once
 
 
 class EmbeddingIntake:
-    """One request's items that are still to come. `provide` takes an item's index and rows, `missing` an index."""
+    """One request's items that are still to come.
+
+    `provide` takes an item's index, its rows, and how many of them are there; `missing` an index; `progress` is called
+    whenever something has come.
+    """
 
     def __init__(
         self,
         forms: list[RowsFormat],
         cache: EmbeddingCache,
-        provide: Callable[[int, torch.Tensor], None],
+        provide: Callable[[int, torch.Tensor, int], None],
         missing: Callable[[int], None],
+        progress: Callable[[], None],
     ) -> None:
         self._forms, self._cache = forms, cache
-        self._provide, self._missing = provide, missing
+        self._provide, self._missing, self._progress = provide, missing, progress
         self._open = set(range(len(forms)))
-        self._assemblers: dict[int, ChunkAssembler] = {}
+        self._items: dict[int, ItemRows] = {}
 
     async def run(self, messages: AsyncIterator[decoder_service_pb2.GenerateRequest]) -> None:
         """Read messages until the caller closes its side. InvalidRequest if one does not fit or an item is left out."""
         async for message in messages:
+            self._progress()
             match message.WhichOneof("message"):
                 case "reference":
                     await self._resolve(message.reference)
@@ -41,27 +53,35 @@ class EmbeddingIntake:
 
     async def _resolve(self, reference: embedding_pb2.EmbeddingReference) -> None:
         index = self._check(reference.media_index, "reference")
-        form = self._forms[index]
-        if len(reference.slice_keys) != form.num_slices:
-            raise refused("reference.slice_keys", f"must be {form.num_slices}, one a slice", "SIZE_MISMATCH")
-        rows = await rows_from_cache(self._cache, reference.slice_keys, form)
-        if rows is None:
-            self._missing(index)
-        else:
-            self._finish(index, rows)
+        item, first, keys = self._item(index), reference.first_slice, list(reference.slice_keys)
+        if not item.wants(first, len(keys)):
+            return
+        num_together = max(1, READ_BYTES // self._forms[index].slice_bytes)
+        for start in range(0, len(keys), num_together):
+            slices = await self._cache.get_slices(keys[start : start + num_together])
+            if not await asyncio.to_thread(item.add_slices, slices):
+                item.expect_again()
+                self._missing(index)
+                return
+            self._hand_on(index, item)
 
     def _collect(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
         index = self._check(chunk.media_index, "chunk")
-        if index not in self._assemblers:
-            self._assemblers[index] = ChunkAssembler(self._forms[index], chunk.dtype)
-        rows = self._assemblers[index].add(chunk)
-        if rows is not None:
-            del self._assemblers[index]
-            self._finish(index, rows)
+        item = self._item(index)
+        item.add_chunk(chunk)
+        self._hand_on(index, item)
 
-    def _finish(self, index: int, rows: torch.Tensor) -> None:
-        self._open.discard(index)
-        self._provide(index, rows)
+    def _item(self, index: int) -> ItemRows:
+        if index not in self._items:
+            self._items[index] = ItemRows(self._forms[index])
+        return self._items[index]
+
+    def _hand_on(self, index: int, item: ItemRows) -> None:
+        self._progress()
+        self._provide(index, item.rows, item.num_ready)
+        if item.is_complete:
+            self._open.discard(index)
+            del self._items[index]
 
     def _check(self, index: int, field: str) -> int:
         if index >= len(self._forms):

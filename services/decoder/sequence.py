@@ -46,12 +46,19 @@ class SamplingParams:
 
 @dataclass(slots=True)
 class MediaItem:
-    """A media item's pads `[offset, end)`, its key for the prefix cache, and its rows once they have arrived."""
+    """A media item's pads `[offset, end)`, its key for the prefix cache, and its rows.
+
+    The first `num_rows` of them have arrived; the rest of `rows` is not to be read.
+    """
 
     offset: int
     num_tokens: int
     key: bytes
     rows: torch.Tensor | None = None  # [num_tokens, hidden_size]
+    num_rows: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.num_rows = 0 if self.rows is None else len(self.rows)
 
     @property
     def end(self) -> int:
@@ -209,8 +216,8 @@ class Sequence:
     def num_ready_after(self, start: int) -> int:
         """Tokens that can be computed from index `start` on, given the embeddings that have arrived."""
         for item in self.request.media:
-            if item.rows is None and item.end > start:
-                return max(item.offset - start, 0)
+            if item.num_rows < item.num_tokens and item.end > start:
+                return max(item.offset + item.num_rows - start, 0)
         return self.num_tokens - start
 
     @property

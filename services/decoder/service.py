@@ -96,6 +96,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             max_context_tokens=self._rules.max_context_tokens,
             merge_size=self._rules.merge_size,
             quantization=self._facts.quantization,
+            accepts_parts=True,
             cache="redis" if self._cache.shared else "memory",
         )
 
@@ -189,16 +190,25 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
     async def _feed(self, requests: Messages, request: Request, checked: CheckedPrompt, stream: ResponseStream) -> None:
         """Take in the request's embeddings; a fault of theirs ends the stream."""
 
-        def provide(index: int, rows: torch.Tensor) -> None:
-            self._engine.provide(request, index, rows)
+        def provide(index: int, rows: torch.Tensor, num_rows: int) -> None:
+            self._engine.provide(request, index, rows, num_rows)
 
         forms = [
             RowsFormat(t, rows * columns, self._facts.width, self._facts.dtype)
             for t, rows, columns in (span.shape for span in checked.spans)
         ]
-        intake = EmbeddingIntake(forms, self._cache.of(request.tenant), provide, stream.report_missing)
+        patience_s = self._facts.embedding_timeout_s
+        clock = asyncio.get_running_loop().time
         try:
-            async with asyncio.timeout(self._facts.embedding_timeout_s if checked.spans else None):
+            async with asyncio.timeout(patience_s if checked.spans else None) as timeout:
+
+                def note_progress() -> None:
+                    if checked.spans:
+                        timeout.reschedule(clock() + patience_s)
+
+                intake = EmbeddingIntake(
+                    forms, self._cache.of(request.tenant), provide, stream.report_missing, note_progress
+                )
                 await intake.run(requests)
         except TimeoutError:
             stream.fail(DeadlineExceeded("the embeddings did not arrive in time"))

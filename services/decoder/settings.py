@@ -40,5 +40,7 @@ class DecoderSettings(CommonSettings, ServerSettings):
         ge=0,
         description="Bytes of embeddings kept in this process for a minute, in front of a shared cache; 0 is none.",
     )
-    embedding_timeout_s: float = Field(60, gt=0, description="Seconds that a prompt's embeddings may take to arrive.")
+    embedding_timeout_s: float = Field(
+        60, gt=0, description="Seconds that a prompt waits for the next part of its embeddings."
+    )
     grammar_timeout_s: float = Field(5, gt=0, description="Seconds that a grammar may take to compile.")

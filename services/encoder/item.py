@@ -39,6 +39,7 @@ class Item:
     no_store: bool
     epoch: bytes
     max_cache_bytes: int
+    streams: bool
 
     @property
     def num_patches(self) -> int:
@@ -70,6 +71,7 @@ def read_header(header: EncodeHeader, pre: Preprocessor, limits: Limits) -> Item
         no_store=header.no_store,
         epoch=header.epoch,
         max_cache_bytes=header.max_cache_bytes,
+        streams=header.stream,
     )
 
 

@@ -1,11 +1,14 @@
 """One media item from its files to its embeddings: decode ahead, look up, compute what is missing, store."""
 
 import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Final
 
 from services.common.cache.base import Removed
 from services.common.embedding import CachedManifest
-from services.common.errors import DeadlineExceeded, InvalidRequest, Violation
+from services.common.errors import DeadlineExceeded, DiptychError, InvalidRequest, Violation
 from services.common.keys import tenant_key
 from services.common.media.errors import MediaError
 from services.common.media.reader import Decoding, MediaReader
@@ -36,46 +39,63 @@ class Pipeline:
         self._secret = secret
         self._window_patches = window_patches
 
-    async def encode(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
-        """The slices of an item in order; its manifest is cached when all of them are stored.
+    async def encode(self, item: Item, files: FileBundle, deadline: float) -> AsyncGenerator[list[EncodedSlice]]:
+        """An item's slices in order, some at a time; its manifest is cached before the last when all are stored.
 
-        Raises InvalidRequest for broken media, and what a slice's own failure was.
+        Nothing of what has been handed out is kept here. Raises InvalidRequest for broken media, and what a slice's own
+        failure was.
         """
-        try:
-            encoded = await self._encode_windows(item, files, deadline)
-        except MediaError as error:
-            place = "chunk" if error.file_index is None else f"header.file_sizes[{error.file_index}]"
-            violation = Violation(place, error.message, error.reason)
-            raise InvalidRequest([violation], error.message, reason=error.reason) from error
-        if all(part.stored for part in encoded):
-            rows, keys = encoded[0].rows, tuple(part.key for part in encoded)
-            manifest = CachedManifest(item.grid, rows.width, rows.dtype, keys)
-            await self._tiers_of(item).store_manifest(item.media_key, manifest)
-        return encoded
+        keys: list[bytes] = []
+        are_stored = True
+        async with aclosing(self._windows(item, files, deadline)) as windows:
+            async for window in windows:
+                keys += [part.key for part in window]
+                are_stored = are_stored and all(part.stored for part in window)
+                if len(keys) == item.grid[0] and are_stored:
+                    rows = window[0].rows
+                    manifest = CachedManifest(item.grid, rows.width, rows.dtype, tuple(keys))
+                    await self._tiers_of(item).store_manifest(item.media_key, manifest)
+                yield window
+        if len(keys) != item.grid[0]:
+            raise DiptychError
 
     async def purge(self, tenant: str, epoch: bytes) -> Removed:
         """Remove a tenant's embeddings from this process, which is told its new epoch."""
         return await self._tiers.purge_local(tenant, epoch)
 
-    async def _encode_windows(self, item: Item, files: FileBundle, deadline: float) -> list[EncodedSlice]:
-        slice_patches = item.grid[1] * item.grid[2]
+    async def _windows(self, item: Item, files: FileBundle, deadline: float) -> AsyncGenerator[list[EncodedSlice]]:
+        """At most `_WINDOWS_AHEAD` windows are decoded before they are asked for."""
         tiers = self._tiers_of(item)
-        num_slices = max(1, self._window_patches // slice_patches)
-        tasks: list[asyncio.Task[list[EncodedSlice]]] = []
+        tasks: deque[asyncio.Task[list[EncodedSlice]]] = deque()
+        try:
+            async with aclosing(self._decoded(item, files, deadline)) as windows:
+                async for window in windows:
+                    tasks.append(asyncio.create_task(self._slices.encode(window, tiers, deadline)))
+                    del window  # its pixels go with its task
+                    if len(tasks) > _WINDOWS_AHEAD:
+                        yield await tasks[0]
+                        tasks.popleft()
+            while tasks:
+                yield await tasks[0]
+                tasks.popleft()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _decoded(self, item: Item, files: FileBundle, deadline: float) -> AsyncGenerator[list[SliceInput]]:
+        """As many slices at a time as the model takes at once."""
+        num_slices = max(1, self._window_patches // (item.grid[1] * item.grid[2]))
         try:
             async with self._reader.decode(
                 item.plan, files, item.file_sizes, key=item.media_key, max_slices=num_slices
             ) as decoding:
                 for _ in range(0, item.grid[0], num_slices):
-                    window = await self._next_window(decoding, num_slices, item, deadline)
-                    tasks.append(asyncio.create_task(self._slices.encode(window, tiers, deadline)))
-                    if len(tasks) > _WINDOWS_AHEAD:
-                        await tasks[-1 - _WINDOWS_AHEAD]
-            return [part for task in tasks for part in await task]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+                    yield await self._next_window(decoding, num_slices, item, deadline)
+        except MediaError as error:
+            place = "chunk" if error.file_index is None else f"header.file_sizes[{error.file_index}]"
+            violation = Violation(place, error.message, error.reason)
+            raise InvalidRequest([violation], error.message, reason=error.reason) from error
 
     def _tiers_of(self, item: Item) -> Tiers:
         return self._tiers.of(item.tenant, item.epoch, item.max_cache_bytes, no_store=item.no_store)

@@ -1,27 +1,24 @@
 """EncoderService: a header and bytes in, a manifest and embeddings out."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, aclosing
 from typing import Any
 
 import grpc
 import structlog
-from diptych.v1 import content_pb2, encoder_service_pb2, encoder_service_pb2_grpc
+from diptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 
 from services.common.checkpoint import Preprocessor
-from services.common.embedding import MAX_CHUNK_BYTES
 from services.common.errors import DiptychError, InvalidRequest, VersionMismatch, Violation
 from services.common.interceptors import discard
 from services.common.keys import EPOCH_BYTES
 from services.common.workers.files import FileBundle
 from services.encoder.admission import Admission
 from services.encoder.item import Item, Limits, read_header
+from services.encoder.outcome import Outcome
 from services.encoder.pipeline import Pipeline
 from services.encoder.slices import EncodedSlice
-
-log = structlog.get_logger()
 
 _NO_DEADLINE_S = 3600.0
 Requests = AsyncIterator[encoder_service_pb2.EncodeRequest]
@@ -53,13 +50,20 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
             files = room.enter_context(FileBundle())
             deadline = _deadline(context)
             item = await self._receive(request_iterator, room, files, deadline)
-            started = time.monotonic()
-            encoded = await self._pipeline.encode(item, files, deadline)
-            manifest = _manifest(item, encoded, (time.monotonic() - started) * 1000)
-            _log(item, manifest)
+            outcome = Outcome(item)
+            held: list[EncodedSlice] = []
+            async with aclosing(self._pipeline.encode(item, files, deadline)) as windows:
+                async for window in windows:
+                    outcome.add(window)
+                    if not item.streams or outcome.is_complete:
+                        held += window
+                        continue
+                    for response in outcome.parts(window):
+                        yield response
+            manifest = outcome.manifest()
             yield Response(manifest=manifest)
             if item.inline or not manifest.stored:
-                for response in chunks(encoded):
+                for response in outcome.parts(held):
                     yield response
 
     async def _receive(self, requests: Requests, room: ExitStack, files: FileBundle, deadline: float) -> Item:
@@ -102,21 +106,6 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
         return self._capabilities
 
 
-def chunks(encoded: Sequence[EncodedSlice]) -> Iterator[Response]:
-    """The rows of all slices in order, at most 1 MiB a chunk.
-
-    A chunk is made in its place: protobuf copies a message that is given to another one, which takes a hundred times as
-    long.
-    """
-    offset = 0
-    for part in encoded:
-        data = part.rows.data
-        for start in range(0, len(data), MAX_CHUNK_BYTES):
-            piece = bytes(data[start : start + MAX_CHUNK_BYTES])
-            yield Response(chunk={"byte_offset": offset, "data": piece, "dtype": part.rows.dtype})
-            offset += len(piece)
-
-
 async def _header(requests: Requests) -> encoder_service_pb2.EncodeHeader:
     first = await anext(requests, None)
     if first is None or first.WhichOneof("message") != "header":
@@ -142,30 +131,3 @@ def _deadline(context: grpc.aio.ServicerContext[Any, Any]) -> float:
     """When the caller stops waiting, in the loop's time."""
     remaining = context.time_remaining()
     return asyncio.get_running_loop().time() + (_NO_DEADLINE_S if remaining is None else remaining)
-
-
-def _manifest(item: Item, encoded: Sequence[EncodedSlice], total_ms: float) -> encoder_service_pb2.Manifest:
-    t, h, w = item.grid
-    queue_ms = max((part.times.queue_ms for part in encoded if part.times is not None), default=0.0)
-    return encoder_service_pb2.Manifest(
-        grid=content_pb2.Grid(t=t, h=h, w=w),
-        width=encoded[0].rows.width,
-        dtype=encoded[0].rows.dtype,
-        slice_keys=[part.key for part in encoded],
-        stored=all(part.stored for part in encoded),
-        num_cached_slices=sum(part.cached for part in encoded),
-        queue_ms=queue_ms,
-        encode_ms=max(0.0, total_ms - queue_ms),
-    )
-
-
-def _log(item: Item, manifest: encoder_service_pb2.Manifest) -> None:
-    log.info(
-        "encoded",
-        kind=item.plan.source,
-        num_patches=item.num_patches,
-        num_slices=len(manifest.slice_keys),
-        cache=f"{manifest.num_cached_slices}/{len(manifest.slice_keys)}",
-        queue_ms=round(manifest.queue_ms, 1),
-        encode_ms=round(manifest.encode_ms, 1),
-    )

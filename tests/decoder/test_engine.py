@@ -39,6 +39,20 @@ def test_text_before_media_is_computed_meanwhile(gqa_model: Model, start: Start)
     harness.until(lambda: idle(harness))
 
 
+def test_a_prompt_is_computed_as_far_as_its_rows_reach(gqa_model: Model, start: Start) -> None:
+    """Rows that come one by one are computed one by one, and what is generated is the same."""
+    case = gqa_model.case(3, ("video", (2, 4, 4)), 3)
+    harness = start(gqa_model)
+    answer = harness.submit(case, with_rows=False)
+    rows, offset = torch.full_like(case.rows[0], torch.nan), case.spans[0].offset
+    sequence = answer.request.sequences[0]
+    for num_rows in range(1, len(rows) + 1):
+        rows[num_rows - 1] = case.rows[0][num_rows - 1]
+        harness.engine.provide(answer.request, 0, rows, num_rows)
+        harness.until(lambda reached=offset + num_rows: sequence.num_computed >= reached)  # type: ignore[misc]
+    assert answer.wait().ids == gqa_model.generate(case, 12)
+
+
 def test_who_waits_for_embeddings_gives_up_its_memory(gqa_model: Model, start: Start) -> None:
     """Blocks held by a prompt that waits for embeddings are taken for one that can run."""
     harness = start(gqa_model, block_size=4, kv_cache_tokens=128)

@@ -300,6 +300,45 @@ async def test_missing_reference(service: Service, mixed: Case) -> None:
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
+def reference_to(whole: Message, first: int, count: int) -> Message:
+    """Some slices of an item whose slices are all in the cache."""
+    keys = whole.reference.slice_keys[first : first + count]
+    return Message(reference=embedding_pb2.EmbeddingReference(media_index=0, slice_keys=keys, first_slice=first))
+
+
+async def test_an_item_in_parts(service: Service, mixed: Case) -> None:
+    """References to some of its slices and chunks of the others, in turn, make one item."""
+    whole = await put(service, mixed, 0)
+    slices = chunks(mixed, 0, size=mixed.rows[0].nbytes // 3)
+    parts = [reference_to(whole, 0, 1), slices[1], reference_to(whole, 2, 1)]
+    tokens, _ = await service.generate(prompt(mixed), *parts, *chunks(mixed, 1))
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_a_gap_between_parts_is_refused(service: Service, mixed: Case) -> None:
+    """Parts come in order; what would leave rows out is named, and nothing is computed with them."""
+    whole = await put(service, mixed, 0)
+    error = await service.fails(prompt(mixed), reference_to(whole, 0, 1), reference_to(whole, 2, 1))
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == ["reference.first_slice"]
+
+
+async def test_a_part_that_is_lost(service: Service, mixed: Case) -> None:
+    """Parts already on their way behind a lost one are passed over, and so are rows that come a second time."""
+    whole = await put(service, mixed, 0)
+    lost = embedding_pb2.EmbeddingReference(media_index=0, slice_keys=[bytes(32)], first_slice=1)
+    call = service.stub.Generate(timeout=CALL_S)
+    for message in (prompt(mixed), reference_to(whole, 0, 1), Message(reference=lost), reference_to(whole, 2, 1)):
+        await call.write(message)
+    events = aiter(call)
+    assert await first_missing(events) == 0
+    for message in (*chunks(mixed, 0, size=100), *chunks(mixed, 1)):
+        await call.write(message)
+    await call.done_writing()
+    tokens, _ = await collect(events)
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
 async def test_reference_in_another_dtype_is_converted(service: Service, mixed: Case) -> None:
     """bf16 slices serve an fp32 decoder, as the values they stand for."""
     references = [await put(service, mixed, index, torch.bfloat16) for index in (0, 1)]

@@ -25,7 +25,7 @@ from services.common.embedding import (
 )  # fmt: skip
 from services.common.errors import DiptychError, InvalidRequest
 from services.common.seal import Seal
-from services.decoder.embeddings import ChunkAssembler, RowsFormat
+from services.decoder.embeddings import ItemRows, RowsFormat
 from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarKind, GrammarSource
 from services.decoder.validation import Rules, check_prompt
 from services.encoder.item import Limits, read_header
@@ -84,14 +84,14 @@ def _chunks() -> list[bytes]:
 
 
 def _assemble(data: bytes) -> None:
-    assembler = None
+    item = ItemRows(RowsFormat(1, 4, 8, "float32"))
     while len(data) > 2:
         (size,) = struct.unpack_from("<H", data)
         chunk, data = embedding.EmbeddingChunk.FromString(data[2 : 2 + size]), data[2 + size :]
-        assembler = assembler or ChunkAssembler(RowsFormat(1, 4, 8, "float32"), chunk.dtype)
-        if (rows := assembler.add(chunk)) is not None:
-            assert rows.shape == (4, 8)
-            assert bool(torch.isfinite(rows).all())
+        item.add_chunk(chunk)
+        assert bool(torch.isfinite(item.rows[: item.num_ready]).all())
+        if item.is_complete:
+            assert item.rows.shape == (4, 8)
             return
 
 

@@ -36,10 +36,14 @@ CHUNK = 100
 
 @dataclass
 class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
-    """Rows of one repeated byte. `num_failures`: UNAVAILABLE that often, `fail_after` rows' bytes have been sent."""
+    """Rows of one repeated byte. `num_failures`: UNAVAILABLE that often, `fail_after` rows' bytes have been sent.
+
+    `streams`: it knows `EncodeHeader.stream`, and sends all slices but the last before its manifest.
+    """
 
     checkpoint: Checkpoint
     stored: bool = False
+    streams: bool = False
     num_failures: int = 0
     fail_after: int | None = None
     error: Exception | None = None
@@ -77,16 +81,34 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
         manifest = encoder_service_pb2.Manifest(
             grid=grid, width=width, dtype="float32", slice_keys=keys, stored=self.stored
         )
+        size = len(expected_rows(header, self.checkpoint))
+        early = size // grid.t * (grid.t - 1) if self.streams and header.stream else 0
+        async for response in self._parts(header, 0, early, context):
+            yield response
         yield encoder_service_pb2.EncodeResponse(manifest=manifest)
-        if self.stored and not header.inline_embeddings:
-            return
+        if not self.stored or header.inline_embeddings:
+            async for response in self._parts(header, early, size, context):
+                yield response
+
+    async def _parts(
+        self, header: encoder_service_pb2.EncodeHeader, start: int, end: int, context: Context
+    ) -> AsyncIterator[Any]:
+        """Bytes `start` to `end` of the rows: keys of stored slices, or chunks."""
         rows = expected_rows(header, self.checkpoint)
-        for start in range(0, len(rows), CHUNK):
-            if self.num_failures and start >= (self.fail_after or 0):
+        slice_size = len(rows) // header.grid.t
+        is_named = self.stored and not header.inline_embeddings
+        for at in range(start, end, slice_size if is_named else CHUNK):
+            if self.num_failures and at >= (self.fail_after or 0):
                 self.num_failures -= 1
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
-            chunk = embedding_pb2.EmbeddingChunk(byte_offset=start, data=rows[start : start + CHUNK], dtype="float32")
-            yield encoder_service_pb2.EncodeResponse(chunk=chunk)
+            if is_named:
+                index = at // slice_size
+                stored = encoder_service_pb2.StoredSlices(first_slice=index, slice_keys=[bytes([index]) * 32])
+                yield encoder_service_pb2.EncodeResponse(stored=stored)
+            else:
+                data = rows[at : min(at + CHUNK, end)]
+                chunk = embedding_pb2.EmbeddingChunk(byte_offset=at, data=data, dtype="float32")
+                yield encoder_service_pb2.EncodeResponse(chunk=chunk)
 
     async def GetEncoderCapabilities(self, _request: Any, _context: Context) -> Any:
         pre = self.checkpoint.preprocessor
@@ -119,6 +141,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     checkpoint: Checkpoint
     scripts: Sequence[Sequence[int]] = ((),)
     cache: str = "memory"
+    accepts_parts: bool = False  # as decoders did before there were parts
     missing: set[int] = field(default_factory=set)
     num_failures: int = 0
     fail_after_tokens: int | None = None
@@ -176,25 +199,35 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
         while not self.has_prompt and not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
             if (request := await anext(requests, None)) is None:
                 await asyncio.Event().wait()  # the gateway is leaving: the cancellation is on its way
-            async for response in self._take(request):
+            async for response in self._take(request, prompt):
                 yield response
 
-    async def _take(self, request: Any) -> AsyncIterator[Any]:
+    async def _take(self, request: Any, prompt: decoder_service_pb2.Prompt) -> AsyncIterator[Any]:
         if request.WhichOneof("message") == "chunk":
             chunk = request.chunk
-            assert chunk.byte_offset == len(self.rows.get(chunk.media_index, b""))
-            self.rows[chunk.media_index] = self.rows.get(chunk.media_index, b"") + chunk.data
+            num_named = len(self.references.get(chunk.media_index, []))
+            before = self.rows.get(chunk.media_index, b"")
+            assert chunk.byte_offset == self._size(prompt.media[chunk.media_index], num_named) + len(before)
+            self.rows[chunk.media_index] = before + chunk.data
         elif (index := request.reference.media_index) in self.missing:
             self.missing.discard(index)
             missing = decoder_service_pb2.EmbeddingMissing(media_index=index)
             yield decoder_service_pb2.GenerateResponse(missing=missing)
         else:
-            self.references[index] = list(request.reference.slice_keys)
+            first = request.reference.first_slice
+            named = self.references.get(index, [])[:first]  # others may ask for the same at the same time
+            assert (len(named), index in self.rows) == (first, False)
+            self.references[index] = [*named, *request.reference.slice_keys]
+            assert self.accepts_parts or self._is_complete(index, prompt)
 
     def _is_complete(self, index: int, prompt: decoder_service_pb2.Prompt) -> bool:
-        grid, merge = prompt.media[index].grid, self.checkpoint.preprocessor.merge_size
-        size = grid.t * grid.h * grid.w // merge**2 * self.checkpoint.text.hidden_size * 4
-        return index in self.references or len(self.rows.get(index, b"")) == size
+        item, num_named = prompt.media[index], len(self.references.get(index, []))
+        return self._size(item, num_named) + len(self.rows.get(index, b"")) == self._size(item, item.grid.t)
+
+    def _size(self, item: decoder_service_pb2.MediaPlacement, num_slices: int) -> int:
+        """Bytes of the rows of some slices of an item."""
+        grid, merge = item.grid, self.checkpoint.preprocessor.merge_size
+        return num_slices * grid.h * grid.w // merge**2 * self.checkpoint.text.hidden_size * 4
 
     def _token(self, index: int, token_id: int) -> decoder_service_pb2.GenerateResponse:
         logprobs = [generation_pb2.TokenLogprob(token_id=token_id, logprob=-0.5)] if self.with_logprobs else []
@@ -212,6 +245,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             max_context_tokens=MAX_CONTEXT,
             merge_size=self.checkpoint.preprocessor.merge_size,
             cache=self.cache,
+            accepts_parts=self.accepts_parts,
         )
 
     async def GetLoad(self, _request: Any, _context: Context) -> Any:

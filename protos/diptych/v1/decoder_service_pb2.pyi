@@ -115,7 +115,7 @@ class GetDecoderCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetDecoderCapabilitiesResponse(_message.Message):
-    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache", "quantization")
+    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache", "quantization", "accepts_parts")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     MERGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_PARTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     checkpoint_digest: str
     width: int
@@ -134,7 +135,8 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     merge_size: int
     cache: str
     quantization: str
-    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+    accepts_parts: bool
+    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ..., accepts_parts: _Optional[bool] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

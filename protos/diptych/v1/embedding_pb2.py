@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64iptych/v1/embedding.proto\x12\ndiptych.v1\"W\n\x0e\x45mbeddingChunk\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\x13\n\x0b\x62yte_offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x64type\x18\x04 \x01(\t\"=\n\x12\x45mbeddingReference\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\x12\n\nslice_keys\x18\x02 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x64iptych/v1/embedding.proto\x12\ndiptych.v1\"W\n\x0e\x45mbeddingChunk\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\x13\n\x0b\x62yte_offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\r\n\x05\x64type\x18\x04 \x01(\t\"R\n\x12\x45mbeddingReference\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\x12\x12\n\nslice_keys\x18\x02 \x03(\x0c\x12\x13\n\x0b\x66irst_slice\x18\x03 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,5 +34,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EMBEDDINGCHUNK']._serialized_start=42
   _globals['_EMBEDDINGCHUNK']._serialized_end=129
   _globals['_EMBEDDINGREFERENCE']._serialized_start=131
-  _globals['_EMBEDDINGREFERENCE']._serialized_end=192
+  _globals['_EMBEDDINGREFERENCE']._serialized_end=213
 # @@protoc_insertion_point(module_scope)

@@ -19,9 +19,11 @@ class EmbeddingChunk(_message.Message):
     def __init__(self, media_index: _Optional[int] = ..., byte_offset: _Optional[int] = ..., data: _Optional[bytes] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class EmbeddingReference(_message.Message):
-    __slots__ = ("media_index", "slice_keys")
+    __slots__ = ("media_index", "slice_keys", "first_slice")
     MEDIA_INDEX_FIELD_NUMBER: _ClassVar[int]
     SLICE_KEYS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_SLICE_FIELD_NUMBER: _ClassVar[int]
     media_index: int
     slice_keys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, media_index: _Optional[int] = ..., slice_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    first_slice: int
+    def __init__(self, media_index: _Optional[int] = ..., slice_keys: _Optional[_Iterable[bytes]] = ..., first_slice: _Optional[int] = ...) -> None: ...

@@ -26,7 +26,7 @@ from diptych.v1 import content_pb2 as diptych_dot_v1_dot_content__pb2
 from diptych.v1 import embedding_pb2 as diptych_dot_v1_dot_embedding__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n diptych/v1/encoder_service.proto\x12\ndiptych.v1\x1a\x18\x64iptych/v1/content.proto\x1a\x1a\x64iptych/v1/embedding.proto\"W\n\rEncodeRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.diptych.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xe9\x02\n\x0c\x45ncodeHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.diptych.v1.MediaKind\x12\x12\n\nfile_sizes\x18\x04 \x03(\x04\x12\x16\n\x0eresized_height\x18\x05 \x01(\r\x12\x15\n\rresized_width\x18\x06 \x01(\r\x12\x15\n\rframe_indices\x18\x07 \x03(\r\x12\x1e\n\x04grid\x18\x08 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\x11\n\tmedia_key\x18\t \x01(\x0c\x12\x19\n\x11inline_embeddings\x18\n \x01(\x08\x12\x10\n\x08no_store\x18\x0b \x01(\x08\x12\r\n\x05\x65poch\x18\x0c \x01(\x0c\x12\x15\n\rvision_digest\x18\r \x01(\t\x12\x1c\n\x0fmax_cache_bytes\x18\x0e \x01(\x04H\x00\x88\x01\x01\x42\x12\n\x10_max_cache_bytes\"r\n\x0e\x45ncodeResponse\x12(\n\x08manifest\x18\x01 \x01(\x0b\x32\x14.diptych.v1.ManifestH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.diptych.v1.EmbeddingChunkH\x00\x42\t\n\x07message\"\xac\x01\n\x08Manifest\x12\x1e\n\x04grid\x18\x01 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\r\n\x05width\x18\x02 \x01(\r\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nslice_keys\x18\x04 \x03(\x0c\x12\x0e\n\x06stored\x18\x05 \x01(\x08\x12\x19\n\x11num_cached_slices\x18\x06 \x01(\r\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x11\n\tencode_ms\x18\x08 \x01(\x01\"\x1f\n\x1dGetEncoderCapabilitiesRequest\"\x95\x02\n\x1eGetEncoderCapabilitiesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rvision_digest\x18\x02 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x12\n\npatch_size\x18\x06 \x01(\r\x12\x12\n\nmerge_size\x18\x07 \x01(\r\x12\x1b\n\x13temporal_patch_size\x18\x08 \x01(\r\x12\x15\n\rpreprocessing\x18\t \x01(\t\x12\x13\n\x0bmax_patches\x18\n \x01(\r\x12\r\n\x05\x63\x61\x63he\x18\x0b \x01(\t\x12\x14\n\x0cquantization\x18\x0c \x01(\t\"4\n\x13PurgeEncoderRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\"=\n\x14PurgeEncoderResponse\x12\x12\n\nnum_values\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x32\x99\x02\n\x0e\x45ncoderService\x12\x43\n\x06\x45ncode\x12\x19.diptych.v1.EncodeRequest\x1a\x1a.diptych.v1.EncodeResponse(\x01\x30\x01\x12o\n\x16GetEncoderCapabilities\x12).diptych.v1.GetEncoderCapabilitiesRequest\x1a*.diptych.v1.GetEncoderCapabilitiesResponse\x12Q\n\x0cPurgeEncoder\x12\x1f.diptych.v1.PurgeEncoderRequest\x1a .diptych.v1.PurgeEncoderResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n diptych/v1/encoder_service.proto\x12\ndiptych.v1\x1a\x18\x64iptych/v1/content.proto\x1a\x1a\x64iptych/v1/embedding.proto\"W\n\rEncodeRequest\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.diptych.v1.EncodeHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\t\n\x07message\"\xf9\x02\n\x0c\x45ncodeHeader\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12#\n\x04kind\x18\x03 \x01(\x0e\x32\x15.diptych.v1.MediaKind\x12\x12\n\nfile_sizes\x18\x04 \x03(\x04\x12\x16\n\x0eresized_height\x18\x05 \x01(\r\x12\x15\n\rresized_width\x18\x06 \x01(\r\x12\x15\n\rframe_indices\x18\x07 \x03(\r\x12\x1e\n\x04grid\x18\x08 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\x11\n\tmedia_key\x18\t \x01(\x0c\x12\x19\n\x11inline_embeddings\x18\n \x01(\x08\x12\x10\n\x08no_store\x18\x0b \x01(\x08\x12\r\n\x05\x65poch\x18\x0c \x01(\x0c\x12\x15\n\rvision_digest\x18\r \x01(\t\x12\x1c\n\x0fmax_cache_bytes\x18\x0e \x01(\x04H\x00\x88\x01\x01\x12\x0e\n\x06stream\x18\x0f \x01(\x08\x42\x12\n\x10_max_cache_bytes\"\x9e\x01\n\x0e\x45ncodeResponse\x12(\n\x08manifest\x18\x01 \x01(\x0b\x32\x14.diptych.v1.ManifestH\x00\x12+\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x1a.diptych.v1.EmbeddingChunkH\x00\x12*\n\x06stored\x18\x03 \x01(\x0b\x32\x18.diptych.v1.StoredSlicesH\x00\x42\t\n\x07message\"7\n\x0cStoredSlices\x12\x13\n\x0b\x66irst_slice\x18\x01 \x01(\r\x12\x12\n\nslice_keys\x18\x02 \x03(\x0c\"\xac\x01\n\x08Manifest\x12\x1e\n\x04grid\x18\x01 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\r\n\x05width\x18\x02 \x01(\r\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x12\n\nslice_keys\x18\x04 \x03(\x0c\x12\x0e\n\x06stored\x18\x05 \x01(\x08\x12\x19\n\x11num_cached_slices\x18\x06 \x01(\r\x12\x10\n\x08queue_ms\x18\x07 \x01(\x01\x12\x11\n\tencode_ms\x18\x08 \x01(\x01\"\x1f\n\x1dGetEncoderCapabilitiesRequest\"\x95\x02\n\x1eGetEncoderCapabilitiesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x15\n\rvision_digest\x18\x02 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x03 \x01(\t\x12\r\n\x05width\x18\x04 \x01(\r\x12\r\n\x05\x64type\x18\x05 \x01(\t\x12\x12\n\npatch_size\x18\x06 \x01(\r\x12\x12\n\nmerge_size\x18\x07 \x01(\r\x12\x1b\n\x13temporal_patch_size\x18\x08 \x01(\r\x12\x15\n\rpreprocessing\x18\t \x01(\t\x12\x13\n\x0bmax_patches\x18\n \x01(\r\x12\r\n\x05\x63\x61\x63he\x18\x0b \x01(\t\x12\x14\n\x0cquantization\x18\x0c \x01(\t\"4\n\x13PurgeEncoderRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\"=\n\x14PurgeEncoderResponse\x12\x12\n\nnum_values\x18\x01 \x01(\x04\x12\x11\n\tnum_bytes\x18\x02 \x01(\x04\x32\x99\x02\n\x0e\x45ncoderService\x12\x43\n\x06\x45ncode\x12\x19.diptych.v1.EncodeRequest\x1a\x1a.diptych.v1.EncodeResponse(\x01\x30\x01\x12o\n\x16GetEncoderCapabilities\x12).diptych.v1.GetEncoderCapabilitiesRequest\x1a*.diptych.v1.GetEncoderCapabilitiesResponse\x12Q\n\x0cPurgeEncoder\x12\x1f.diptych.v1.PurgeEncoderRequest\x1a .diptych.v1.PurgeEncoderResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,19 +36,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ENCODEREQUEST']._serialized_start=102
   _globals['_ENCODEREQUEST']._serialized_end=189
   _globals['_ENCODEHEADER']._serialized_start=192
-  _globals['_ENCODEHEADER']._serialized_end=553
-  _globals['_ENCODERESPONSE']._serialized_start=555
-  _globals['_ENCODERESPONSE']._serialized_end=669
-  _globals['_MANIFEST']._serialized_start=672
-  _globals['_MANIFEST']._serialized_end=844
-  _globals['_GETENCODERCAPABILITIESREQUEST']._serialized_start=846
-  _globals['_GETENCODERCAPABILITIESREQUEST']._serialized_end=877
-  _globals['_GETENCODERCAPABILITIESRESPONSE']._serialized_start=880
-  _globals['_GETENCODERCAPABILITIESRESPONSE']._serialized_end=1157
-  _globals['_PURGEENCODERREQUEST']._serialized_start=1159
-  _globals['_PURGEENCODERREQUEST']._serialized_end=1211
-  _globals['_PURGEENCODERRESPONSE']._serialized_start=1213
-  _globals['_PURGEENCODERRESPONSE']._serialized_end=1274
-  _globals['_ENCODERSERVICE']._serialized_start=1277
-  _globals['_ENCODERSERVICE']._serialized_end=1558
+  _globals['_ENCODEHEADER']._serialized_end=569
+  _globals['_ENCODERESPONSE']._serialized_start=572
+  _globals['_ENCODERESPONSE']._serialized_end=730
+  _globals['_STOREDSLICES']._serialized_start=732
+  _globals['_STOREDSLICES']._serialized_end=787
+  _globals['_MANIFEST']._serialized_start=790
+  _globals['_MANIFEST']._serialized_end=962
+  _globals['_GETENCODERCAPABILITIESREQUEST']._serialized_start=964
+  _globals['_GETENCODERCAPABILITIESREQUEST']._serialized_end=995
+  _globals['_GETENCODERCAPABILITIESRESPONSE']._serialized_start=998
+  _globals['_GETENCODERCAPABILITIESRESPONSE']._serialized_end=1275
+  _globals['_PURGEENCODERREQUEST']._serialized_start=1277
+  _globals['_PURGEENCODERREQUEST']._serialized_end=1329
+  _globals['_PURGEENCODERRESPONSE']._serialized_start=1331
+  _globals['_PURGEENCODERRESPONSE']._serialized_end=1392
+  _globals['_ENCODERSERVICE']._serialized_start=1395
+  _globals['_ENCODERSERVICE']._serialized_end=1676
 # @@protoc_insertion_point(module_scope)

@@ -17,7 +17,7 @@ class EncodeRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[EncodeHeader, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
 
 class EncodeHeader(_message.Message):
-    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store", "epoch", "vision_digest", "max_cache_bytes")
+    __slots__ = ("request_id", "tenant", "kind", "file_sizes", "resized_height", "resized_width", "frame_indices", "grid", "media_key", "inline_embeddings", "no_store", "epoch", "vision_digest", "max_cache_bytes", "stream")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class EncodeHeader(_message.Message):
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     VISION_DIGEST_FIELD_NUMBER: _ClassVar[int]
     MAX_CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STREAM_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     kind: _content_pb2.MediaKind
@@ -46,15 +47,26 @@ class EncodeHeader(_message.Message):
     epoch: bytes
     vision_digest: str
     max_cache_bytes: int
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ..., epoch: _Optional[bytes] = ..., vision_digest: _Optional[str] = ..., max_cache_bytes: _Optional[int] = ...) -> None: ...
+    stream: bool
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., file_sizes: _Optional[_Iterable[int]] = ..., resized_height: _Optional[int] = ..., resized_width: _Optional[int] = ..., frame_indices: _Optional[_Iterable[int]] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., inline_embeddings: _Optional[bool] = ..., no_store: _Optional[bool] = ..., epoch: _Optional[bytes] = ..., vision_digest: _Optional[str] = ..., max_cache_bytes: _Optional[int] = ..., stream: _Optional[bool] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
-    __slots__ = ("manifest", "chunk")
+    __slots__ = ("manifest", "chunk", "stored")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     CHUNK_FIELD_NUMBER: _ClassVar[int]
+    STORED_FIELD_NUMBER: _ClassVar[int]
     manifest: Manifest
     chunk: _embedding_pb2.EmbeddingChunk
-    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[_embedding_pb2.EmbeddingChunk, _Mapping]] = ...) -> None: ...
+    stored: StoredSlices
+    def __init__(self, manifest: _Optional[_Union[Manifest, _Mapping]] = ..., chunk: _Optional[_Union[_embedding_pb2.EmbeddingChunk, _Mapping]] = ..., stored: _Optional[_Union[StoredSlices, _Mapping]] = ...) -> None: ...
+
+class StoredSlices(_message.Message):
+    __slots__ = ("first_slice", "slice_keys")
+    FIRST_SLICE_FIELD_NUMBER: _ClassVar[int]
+    SLICE_KEYS_FIELD_NUMBER: _ClassVar[int]
+    first_slice: int
+    slice_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, first_slice: _Optional[int] = ..., slice_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("grid", "width", "dtype", "slice_keys", "stored", "num_cached_slices", "queue_ms", "encode_ms")
