@@ -36,7 +36,8 @@ async def assert_unknown(stack: Stack, digest: str) -> None:
 
 async def test_no_store_leaves_nothing_behind(stack: Stack) -> None:
     """No key in Redis, no digest, no embedding in the encoder, no block in the decoder; the answers are the same."""
-    conversation = cases.user("", cases.picture(700), "What is in this picture, and where?").to_conversation()
+    question, system = "What is in this picture, and where?", "Nobody else begins like this."
+    conversation = cases.user("", cases.picture(700), question, system=system).to_conversation()
     before = stored_keys(stack)
     conversation.no_store = True
     first, second = [await ask(stack.address, conversation, max_tokens=4, temperature=0.0) for _ in range(2)]
