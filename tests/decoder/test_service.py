@@ -564,6 +564,10 @@ class StuckContext:
         """Never returns."""
         await asyncio.Event().wait()
 
+    def time_remaining(self) -> float | None:
+        """There is no deadline."""
+        return None
+
 
 async def test_slow_reader_is_cut_off(gqa_model: Model) -> None:
     """Who does not read for too long loses the call, and its blocks come back."""
