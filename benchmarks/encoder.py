@@ -96,7 +96,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.open(arguments.checkpoint)
-    benchmark = EncoderBenchmark(checkpoint, arguments.quantize, num_repeats=1 if arguments.quick else 3)
+    benchmark = EncoderBenchmark(
+        checkpoint, arguments.quantize, num_repeats=1 if arguments.quick or arguments.large else 3
+    )
     benchmark.pictures(SIDES[-2:])
     if not arguments.large:
         benchmark.many(SIDES)

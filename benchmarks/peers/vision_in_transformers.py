@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
-    tower, num_repeats = Tower(arguments.checkpoint), 1 if arguments.quick else 3
+    tower, num_repeats = Tower(arguments.checkpoint), 1 if arguments.quick or arguments.large else 3
     for side in SIDES[-2:]:
         files = [picture_file(side)]
         say(f"encode {side} x {side}", median_ms(partial(tower.encode, files), num_repeats), MILLISECONDS)
