@@ -42,7 +42,7 @@ class CacheUrl:
 
 def parse_cache_url(url: str) -> CacheUrl:
     """ValueError for what is none of the forms above."""
-    parts = urlsplit(url)
+    parts = _split(url)
     kind = _SCHEMES.get(parts.scheme)
     if kind is None:
         known = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
@@ -53,6 +53,14 @@ def parse_cache_url(url: str) -> CacheUrl:
     addresses = tuple(_address(host, kind) for host in hosts.split(","))
     service, db = _path(parts, kind)
     return CacheUrl(kind, _plain(parts, user, addresses[0], db), addresses, service)
+
+
+def _split(url: str) -> SplitResult:
+    """As urlsplit, which refuses several hosts where one of them stands in brackets, in some releases of Python."""
+    scheme, _, rest = url.partition("://")
+    rest, _, query = rest.partition("?")
+    netloc, slash, path = rest.partition("/")
+    return SplitResult(scheme.lower(), netloc, slash + path, query, "")
 
 
 def _path(parts: SplitResult, kind: Kind) -> tuple[str, str]:

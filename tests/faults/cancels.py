@@ -20,7 +20,7 @@ MIB = 1 << 20
 NUM_WORKERS = 16
 NUM_TIMED = 200
 NUM_WARM = 5000  # allocators grow for the first thousands; what grows afterwards is a leak
-MEMORY_BAR, FILES_BAR, FREE_BAR_MS = 20 * MIB, 8, 100.0
+MEMORY_BAR, FILES_BAR, FREE_BAR_MS = 20 * MIB, 16, 100.0
 
 
 @dataclass(frozen=True)
