@@ -143,7 +143,7 @@ async def _in_conditions(
         now = result.tallies[name]
         print(f"  {name}: {now.equal} of {now.total} equal, {time.monotonic() - begun:.0f} s", flush=True)
 
-    whole, little = nodes["whole prompts"], nodes["little KV memory"]
+    whole, little, least = (nodes[name] for name in ("whole prompts", "little KV memory", "hardly any KV memory"))
     await tally("counted by headers", checks.counted(whole, expected))
     await tally("alone, caches cold", checks.alone(whole, expected))
     await tally("alone, caches warm", checks.alone(whole, expected))
@@ -154,8 +154,8 @@ async def _in_conditions(
     for size in (1, 7, 64):
         await tally(f"chunks of {size}, batch", checks.together(nodes[f"chunks of {size}"], expected))
     await tally("little KV memory, batch", checks.together(little, expected))
-    await tally(f"preempted, answers of {checks.NUM_LONG_TOKENS}", checks.outgrowing(little, long), len(long))
-    result.preemptions = await checks.preemptions(little)
+    await tally(f"preempted, answers of {checks.NUM_LONG_TOKENS}", checks.outgrowing(least, long), len(long))
+    result.preemptions = sum([await checks.preemptions(node) for node in (little, least)])
 
 
 async def _embeddings(node: Node, reference: Reference, expected: Sequence[Expected], result: Result) -> None:

@@ -22,7 +22,7 @@ NUM_TOKENS = 12
 CHUNK_BYTES = 1 << 20
 NUM_BATCHES = 4
 GREEDY = generation.Generation(temperature=0.0, max_tokens=NUM_TOKENS)
-# Together, these outgrow the memory of the decoder with little of it several times over, whoever comes first.
+# Together, these outgrow the memory of the decoder with hardly any of it many times over, whoever comes first.
 NUM_LONG_TOKENS = 160
 NUM_COPIES = 4
 LONG = generation.Generation(temperature=0.0, max_tokens=NUM_LONG_TOKENS, min_tokens=NUM_LONG_TOKENS)

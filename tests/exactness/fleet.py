@@ -22,7 +22,7 @@ class Condition:
     redis: bool = True
 
 
-# The longest case just fits into the memory of the last one.
+# The longest case just fits into little memory; in hardly any, three long answers do not fit together.
 CONDITIONS = (
     Condition("whole prompts"),
     Condition("without Redis", redis=False),
@@ -30,6 +30,7 @@ CONDITIONS = (
     Condition("chunks of 7", {"MAX_STEP_TOKENS": "7", "PREFIX_CACHE": "false"}),
     Condition("chunks of 64", {"MAX_STEP_TOKENS": "64", "PREFIX_CACHE": "false"}),
     Condition("little KV memory", {"KV_CACHE_TOKENS": "2000", "BLOCK_SIZE": "2", "PREFIX_CACHE": "false"}),
+    Condition("hardly any KV memory", {"KV_CACHE_TOKENS": "400", "BLOCK_SIZE": "2", "PREFIX_CACHE": "false"}),
 )
 
 
