@@ -1,6 +1,10 @@
 """The storm in short; `make faults` is the whole of it."""
 
+import pytest
+
 from tests.faults.faults import weather
+
+pytestmark = pytest.mark.soak  # it needs a quiet machine
 
 
 async def test_no_fault_breaks_a_rule() -> None:

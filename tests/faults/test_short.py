@@ -1,4 +1,4 @@
-"""The proofs in short, on one fleet; `make soak` runs the whole of them."""
+"""The proofs in short, on one fleet."""
 
 from collections.abc import AsyncIterator
 
@@ -9,7 +9,7 @@ from tests.faults import cancels, deaths
 from tests.faults.results import Figure
 from tests.faults.stage import Stage, stage
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.soak]  # they need a quiet machine
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
