@@ -43,7 +43,7 @@ class Pipeline:
     async def prepare(
         self, conversation: content_pb2.Conversation, generation: generation_pb2.Generation | None, caller: Caller
     ) -> Prepared:
-        """Steps 2, 3 and 6: what is wrong, the media and their plans, the ids. Needs no other service."""
+        """Steps 2 to 4: what is wrong, the media and their plans, the ids. Needs no other service."""
         rooms = self._rooms
         require_valid(conversation, generation, rooms.limits, rooms.vocab_size)
         items = await caller.deadline.bound(rooms.media.load(conversation, caller.owner))

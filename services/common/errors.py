@@ -17,6 +17,7 @@ from google.rpc import error_details_pb2 as details
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
+CUT_WRITE = "Internal error from Core"  # grpc.aio's words when a message cannot be written (set_internal_error)
 DOMAIN = "diptych"
 INTERNAL_MESSAGE = "internal error"
 MAX_MESSAGE_CHARS = 1000
@@ -208,13 +209,19 @@ def from_rpc_error(error: grpc.aio.AioRpcError, service: str) -> DiptychError:
     """The domain error behind a failed call to `service`. Code, reason, metadata and violations survive.
 
     A status without our ErrorInfo was made by gRPC itself: UNAVAILABLE and DEADLINE_EXCEEDED mean what they say,
-    CANCELLED that the service has stopped, and any other is a fault between the services and becomes INTERNAL.
+    CANCELLED that the service has stopped, a cut write that it is gone, and any other is a fault between the services
+    and becomes INTERNAL.
     """
     status = rich_status(error)
     info = _detail(status, details.ErrorInfo) if status is not None else None
     if status is None or info is None or info.domain != DOMAIN:
-        return _from_bare_code(error.code(), service)
+        return ServiceUnavailable(service) if _is_cut_write(error) else _from_bare_code(error.code(), service)
     return _from_status(status, info, service)
+
+
+def _is_cut_write(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the service ended the call, or itself, while it was written to: grpc.aio then loses the true status."""
+    return error.code() is grpc.StatusCode.INTERNAL and error.details() == CUT_WRITE
 
 
 def rich_status(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:

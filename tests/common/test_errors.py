@@ -1,5 +1,9 @@
 """Domain errors and statuses."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
 import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
@@ -109,3 +113,32 @@ def test_a_deadline_that_meets_the_servers_own_status_is_a_deadline() -> None:
         theirs.code(), grpc.aio.Metadata(), theirs.trailing_metadata(), details="Stream removed (Deadline Exceeded)"
     )
     assert type(from_rpc_error(mixed, "decoder")) is errors.DeadlineExceeded
+
+
+async def test_a_service_that_goes_while_it_is_written_to_is_unavailable() -> None:
+    """Whether the write or the status is noticed first, the caller hears of an outage and never of a fault of ours."""
+
+    async def leave(requests: AsyncIterator[bytes], context: Any) -> None:
+        await anext(requests)
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    async def upload() -> AsyncIterator[bytes]:
+        for _ in range(60):
+            yield bytes(200_000)
+
+    async def failure(channel: grpc.aio.Channel) -> tuple[grpc.StatusCode, DiptychError]:
+        call = channel.stream_stream("/a.Service/Upload")(upload())
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call.read()
+        return failed.value.code(), from_rpc_error(failed.value, "encoder")
+
+    server = grpc.aio.server()
+    handlers: dict[str, Any] = {"Upload": grpc.stream_stream_rpc_method_handler(leave)}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("a.Service", handlers),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        failures = await asyncio.gather(*(failure(channel) for _ in range(40)))
+    await server.stop(0)
+    assert grpc.StatusCode.INTERNAL in {code for code, _ in failures}  # or there was nothing to find
+    assert {error.reason for _, error in failures} == {"ENCODER_UNAVAILABLE"}
