@@ -127,7 +127,7 @@ async def test_a_service_that_goes_while_it_is_written_to_is_unavailable() -> No
             yield bytes(200_000)
 
     async def failure(channel: grpc.aio.Channel) -> tuple[grpc.StatusCode, DiptychError]:
-        call = channel.stream_stream("/a.Service/Upload")(upload())
+        call: Any = channel.stream_stream("/a.Service/Upload")(upload())  # type: ignore[arg-type]  # raw bytes
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call.read()
         return failed.value.code(), from_rpc_error(failed.value, "encoder")

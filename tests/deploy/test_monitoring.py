@@ -92,6 +92,13 @@ def test_the_dashboard_is_whole() -> None:
     assert {panel["datasource"]["uid"] for panel in panels} == {"${datasource}"}
 
 
+def test_every_alert_has_series_that_fire_it() -> None:
+    """No alert is left out of what promtool is asked."""
+    cases = yaml.safe_load(Path(__file__).with_name("alerts.yaml").read_text())["tests"]
+    fired = {check["alertname"] for case in cases for check in case["alert_rule_test"] if check.get("exp_alerts")}
+    assert fired == {alert["alert"] for alert in alerts()}
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 @pytest.mark.parametrize("command", [["check", "rules", "rules.yaml"], ["test", "rules", "alerts.yaml"]], ids=" ".join)
 def test_promtool_agrees(command: list[str], tmp_path: Path) -> None:
