@@ -14,7 +14,7 @@ from services.decoder.attention import GatheredAttention
 from services.decoder.flash_attention import PagedFlashAttention, is_available
 from services.decoder.scheduler import Chunk
 from services.decoder.sequence import Request, SamplingParams
-from tests.decoder.conftest import Model, Start
+from tests.decoder.harness import Model, Start
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 4, 2, 8, 4, 40
 CPU = torch.device("cpu")

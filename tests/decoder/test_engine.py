@@ -7,7 +7,7 @@ import torch
 
 from services.common.errors import Overloaded
 from services.decoder.sequence import Event, Failed
-from tests.decoder.conftest import Answer, Case, Harness, Model, Start
+from tests.decoder.harness import Answer, Case, Harness, Model, Start
 
 
 def idle(harness: Harness) -> bool:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.decoder.conftest import Case, Model, Start
+from tests.decoder.harness import Case, Model, Start
 
 Expected = dict[str, tuple[Case, list[int]]]
 

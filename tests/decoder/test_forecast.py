@@ -4,7 +4,7 @@ import pytest
 
 from services.common.errors import Overloaded
 from services.decoder.forecast import Forecast
-from tests.decoder.conftest import Model, Start
+from tests.decoder.harness import Model, Start
 
 
 def test_an_answer_waits_for_slots_and_takes_its_own_time() -> None:

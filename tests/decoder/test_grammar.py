@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarKind, GrammarSource, choice_source
-from tests.decoder.conftest import Model
+from tests.decoder.harness import Model
 
 SCHEMA = json.dumps(
     {

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.decoder.kv_cache import BlockPool, KVCache, OutOfBlocksError
-from tests.decoder.conftest import Model
+from tests.decoder.harness import Model
 
 NUM_BLOCKS = 6
 

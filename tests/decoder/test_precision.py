@@ -6,7 +6,7 @@ from transformers import Qwen2VLForConditionalGeneration
 
 from services.decoder.scheduler import Chunk
 from services.decoder.weights import load_language_model
-from tests.decoder.conftest import Harness, Model
+from tests.decoder.harness import Harness, Model
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -5,7 +5,7 @@ import torch
 
 from services.common.linear import PlainLinear, QuantizedLinear, can_quantize, require_quantizable
 from services.decoder.weights import load_language_model
-from tests.decoder.conftest import Harness, Model
+from tests.decoder.harness import Harness, Model
 
 pytestmark = pytest.mark.skipif(not can_quantize(), reason="oneDNN has no int8 kernels for this processor")
 

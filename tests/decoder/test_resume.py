@@ -7,8 +7,8 @@ import pytest
 from diptych.v1 import decoder_service_pb2
 
 from services.common.errors import InvalidRequest
-from tests.decoder.conftest import Model
-from tests.decoder.test_service import Message, Service, chunks, prompt, serving
+from tests.decoder.harness import Model
+from tests.decoder.serving import Message, Service, chunks, prompt, serving
 
 SAMPLED = {"temperature": 1.2, "seed": 11, "max_tokens": 20, "ignore_eos": True}
 WAYS: dict[str, dict[str, Any]] = {

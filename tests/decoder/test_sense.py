@@ -11,7 +11,7 @@ from cli.questions import encode_png
 from models.demo.heldout import cases
 from services.common.mrope import Span
 from services.decoder.sequence import Request
-from tests.decoder.conftest import Case, Harness, Model
+from tests.decoder.harness import Case, Harness, Model
 from tests.exactness.cases import Picture, user
 from tests.exactness.reference import Reference
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.decoder.conftest import Answer, Case, Model, Start
+from tests.decoder.harness import Answer, Case, Model, Start
 
 MIB = 1 << 20
 NUM_CASES = 40

@@ -17,7 +17,7 @@ from services.common.linear import Quantization
 from services.decoder.scheduler import Chunk
 from services.decoder.weights import load_language_model
 from tests.checkpoints import CheckpointSpec, build_checkpoint
-from tests.decoder.conftest import Harness, Model
+from tests.decoder.harness import Harness, Model
 
 CPU = torch.device("cpu")
 SPEC = CheckpointSpec(tied=False, dtype="float16")

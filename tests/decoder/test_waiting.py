@@ -6,7 +6,7 @@ import numpy as np
 
 from services.decoder.sequence import Event, Request, SamplingParams, Sequence
 from services.decoder.waiting import MAX_PRIORITY, OVERTAKEN_PER_LEVEL, WaitingQueue, rank
-from tests.decoder.conftest import Answer, Model, Start
+from tests.decoder.harness import Answer, Model, Start
 
 NUM_TURNS = 400
 
