@@ -8,8 +8,8 @@ from diptych.v1 import content_pb2 as content
 from cli.local_redis import LocalRedis
 from gateway.prompt import PromptBuilder
 from services.common.checkpoint import Checkpoint
+from tests.gateway.client import chat, says, script
 from tests.gateway.fakes import Stage, expected_rows, staged
-from tests.gateway.test_service import chat, says, script
 
 KEYS = [bytes([index]) * 32 for index in range(3)]
 

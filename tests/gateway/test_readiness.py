@@ -12,9 +12,9 @@ from gateway.reach.kinds import open_pools
 from gateway.readiness import readiness
 from gateway.settings import GatewaySettings
 from services.common.checkpoint import Checkpoint
+from tests.gateway.client import until
 from tests.gateway.fakes import FakeEncoder, serving
 from tests.gateway.reach.test_pool import Decoders
-from tests.gateway.test_service import until
 
 HOST = "127.0.0.1"
 

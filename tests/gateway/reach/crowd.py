@@ -14,8 +14,8 @@ from gateway.service import ChatService
 from gateway.settings import GatewaySettings
 from services.common.checkpoint import Checkpoint
 from services.common.telemetry.process import Telemetry
+from tests.gateway.client import until
 from tests.gateway.fakes import FakeDecoder, FakeEncoder, serving
-from tests.gateway.test_service import until
 
 
 @dataclass

@@ -14,10 +14,10 @@ from diptych.v1 import chat_service_pb2 as pb
 from diptych.v1 import content_pb2 as content
 
 from services.common.checkpoint import Checkpoint
+from tests.gateway.client import GREEDY, IMAGE_FIELD, failing, says
 from tests.gateway.conftest import picture
 from tests.gateway.fakes import FakeDecoder, FakeEncoder
 from tests.gateway.reach.crowd import Crowd, crowded
-from tests.gateway.test_service import GREEDY, IMAGE_FIELD, failing, says
 
 IMAGES = [content.Image(data=picture(56, 56, shade=shade)) for shade in range(24)]
 BLOCK = 16

@@ -19,8 +19,8 @@ from services.common.errors import ServiceUnavailable
 from services.common.server import ServerSettings, serve
 from services.common.tls import TlsSettings, channel_credentials
 from tests.certificates import Authority
+from tests.gateway.client import until
 from tests.gateway.fakes import FakeDecoder
-from tests.gateway.test_service import until
 
 
 class Decoders:
