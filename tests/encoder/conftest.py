@@ -1,3 +1,5 @@
+"""An encoder on a free port, and calls to it."""
+
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,6 +18,7 @@ from services.common.telemetry.process import Telemetry
 from services.encoder.build import Loaded, encoder_service, load_model
 from services.encoder.settings import EncoderSettings
 from tests.checkpoints import CheckpointSpec, build_checkpoint
+from tests.harness import failure
 
 WAIT_S = 20.0
 
@@ -150,3 +153,9 @@ def serve_encoder(model: Path, loaded: Loaded) -> Serve:
         return serving(settings_for(model, **overrides), loaded)
 
     return start
+
+
+async def refused(client: Client, header: encoder_service_pb2.EncodeHeader, *files: bytes) -> Any:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await client.encode(header, *files)
+    return failure(caught.value)
