@@ -38,8 +38,8 @@ class Answer:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens generated over all choices, ending ids included, what a stop string cut off left out."""
-        return sum(choice.num_tokens for choice in self._choices)
+        """Tokens so far over all choices, ending ids included, what a stop string cut off left out."""
+        return sum(len(choice.text.token_ids) if choice.end is None else choice.num_tokens for choice in self._choices)
 
     def add(self, tokens: decoder_service_pb2.TokenDelta) -> list[Delta]:
         """What to show for new tokens; nothing while it is held back."""

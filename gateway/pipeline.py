@@ -16,7 +16,7 @@ from .decoding import DecodeJob
 from .encoding import EncodeJob
 from .media import MediaItem
 from .prompt import Prompt
-from .quotas import cost_of
+from .quotas import cost_of, longest_answer
 from .rooms import Rooms
 from .stopwatch import Stopwatch
 from .telemetry import Event, observed
@@ -65,10 +65,11 @@ class Pipeline:
         prepared = await self.prepare(conversation, asked, caller)
         watch.lap("media_ms")
         job, generation = await self._plan(prepared, asked, caller)
-        with rooms.quotas.cost(caller.tenant, cost_of(prepared.items, len(prepared.prompt.token_ids), generation)):
+        answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
+        cost = cost_of(prepared.items, len(prepared.prompt.token_ids), generation)
+        with rooms.quotas.cost(caller.tenant, cost, lambda: longest_answer(generation) - answer.num_tokens):
             remembering = asyncio.create_task(self.remember(prepared, caller))
             yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
-            answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
             async with aclosing(self._deltas(job, answer, watch)) as deltas:
                 async for delta in deltas:
                     yield delta

@@ -1,9 +1,11 @@
-"""What may be under way at this gateway: calls, and of each tenant calls and costs; and its bytes in the cache."""
+"""What tenants may have: calls and costs under way at this gateway and taken in a minute, and bytes in the cache."""
 
+import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from services.common.interceptors import Context, behaviour_of, with_behaviour
 from services.common.watched_file import WatchedFile
 
 from .media import MediaItem
+from .rates import Rate
 
 _COUNTED = "/diptych.v1.ChatService/"
 _FREE = "/diptych.v1.ChatService/PurgeMedia"  # who has filled its quota may still take its data away
@@ -23,68 +26,122 @@ _FREE = "/diptych.v1.ChatService/PurgeMedia"  # who has filled its quota may sti
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The most of each at a time; 0 is no limit. `cache_bytes` is None where only the default says it."""
+    """The most of each, at a time or in a minute; 0 is no limit."""
 
     calls: int = 0
     cost: int = 0
-    cache_bytes: int | None = None
+    cache_bytes: int = 0
+    requests_per_minute: int = 0
+    cost_per_minute: int = 0
+
+
+_NO_QUOTA = Quota()
 
 
 class QuotaFileError(ValueError):
     """A file of quotas cannot be used."""
 
 
-def parse_quotas(text: str) -> dict[str, Quota]:
-    """A line each: tenant, calls, cost, maybe cache bytes; `#` starts a comment. Raises QuotaFileError."""
+def parse_quotas(text: str, default: Quota = _NO_QUOTA) -> dict[str, Quota]:
+    """A line each: tenant and limits in the order of Quota, of which the last may be left out and are the default's.
+
+    `#` starts a comment. Raises QuotaFileError.
+    """
     quotas: dict[str, Quota] = {}
     for number, line in enumerate(text.splitlines(), 1):
         fields = line.partition("#")[0].split()
         if not fields:
             continue
         tenant, *limits = fields
-        if len(limits) not in {2, 3} or not TENANT.fullmatch(tenant) or not all(map(str.isdecimal, limits)):
-            raise QuotaFileError(f"line {number} is not: tenant, calls, cost, and maybe cache bytes")
-        quotas[tenant] = Quota(*map(int, limits))
+        if len(limits) not in range(2, 6) or not TENANT.fullmatch(tenant) or not all(map(str.isdecimal, limits)):
+            layout = "tenant, calls, cost, and maybe cache bytes, requests per minute, cost per minute"
+            raise QuotaFileError(f"line {number} is not: {layout}")
+        quotas[tenant] = Quota(*map(int, limits), *astuple(default)[len(limits) :])
     return quotas
 
 
 class Quotas:
-    """Counts what each tenant has under way. `default` holds for tenants that the file does not name."""
+    """Counts what each tenant has under way and has taken. `default` holds for tenants that the file does not name.
 
-    def __init__(self, default: Quota, file: Path | None = None, *, max_calls: int) -> None:
-        self._default, self._max_calls = default, max_calls
-        self._file = WatchedFile(file, parse_quotas, "quotas") if file is not None else None
+    `refused` is told which quota each refusal was for.
+    """
+
+    def __init__(
+        self,
+        default: Quota,
+        file: Path | None = None,
+        *,
+        max_calls: int,
+        refused: Callable[[str], None] = lambda _quota: None,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self._default, self._max_calls, self._refused = default, max_calls, refused
+        self._file = WatchedFile(file, partial(parse_quotas, default=default), "quotas") if file is not None else None
         self._calls: Counter[str] = Counter()
         self._cost: Counter[str] = Counter()
+        self._requests_taken, self._cost_taken = Rate(clock), Rate(clock)
 
     @contextmanager
     def call(self, tenant: str) -> Iterator[None]:
         """One call under way. Raises QuotaExceeded, or Overloaded when all tenants together have too many."""
         if self._calls.total() >= self._max_calls:
             raise Overloaded("the gateway has as many calls under way as it may")
-        with _held(self._calls, tenant, 1, self._of(tenant).calls, "calls"):
+        with self._held(self._calls, tenant, 1, self._of(tenant).calls, "calls"):
+            self.take_requests(tenant, 1)
             yield
 
+    def take_requests(self, tenant: str, count: int) -> None:
+        """Requests of this minute. Raises QuotaExceeded."""
+        limit = self._of(tenant).requests_per_minute
+        self._take(self._requests_taken, tenant, count, limit, "requests per minute")
+
     @contextmanager
-    def cost(self, tenant: str, cost: int) -> Iterator[None]:
-        """A conversation under way. Raises QuotaExceeded."""
-        with _held(self._cost, tenant, cost, self._of(tenant).cost, "cost"):
-            yield
+    def cost(self, tenant: str, cost: int, unused: Callable[[], int]) -> Iterator[None]:
+        """A conversation under way. Raises QuotaExceeded. `unused` tells at its end what of `cost` was not needed."""
+        quota = self._of(tenant)
+        with self._held(self._cost, tenant, cost, quota.cost, "cost"):
+            self._take(self._cost_taken, tenant, cost, quota.cost_per_minute, "cost per minute")
+            try:
+                yield
+            finally:
+                self._cost_taken.give_back(tenant, unused(), quota.cost_per_minute)
 
     def cache_bytes(self, tenant: str) -> int:
         """What the tenant may hold in the shared cache; 0 is no limit. Writers hold it, so gateways share it."""
-        own = self._of(tenant).cache_bytes
-        return (self._default.cache_bytes or 0) if own is None else own
+        return self._of(tenant).cache_bytes
 
     def _of(self, tenant: str) -> Quota:
         named: Mapping[str, Quota] = self._file.read() if self._file is not None else {}
         return named.get(tenant, self._default)
 
+    @contextmanager
+    def _held(self, counts: Counter[str], tenant: str, amount: int, limit: int, quota: str) -> Iterator[None]:
+        if limit and counts[tenant] + amount > limit:
+            self._refused(quota)
+            raise QuotaExceeded(quota, limit)
+        counts[tenant] += amount
+        try:
+            yield
+        finally:
+            counts[tenant] -= amount
+            if not counts[tenant]:
+                del counts[tenant]
+
+    def _take(self, rate: Rate, tenant: str, amount: int, limit: int, quota: str) -> None:
+        if wait_s := rate.take(tenant, amount, limit):
+            self._refused(quota)
+            raise QuotaExceeded(quota, limit, retry_after_s=wait_s)
+
 
 def cost_of(items: Sequence[MediaItem], num_prompt_tokens: int, generation: generation_pb2.Generation) -> int:
     """Patches and tokens that a conversation may take, answers at their longest."""
     num_patches = sum(item.plan.grid[0] * item.plan.grid[1] * item.plan.grid[2] for item in items)
-    return num_patches + num_prompt_tokens + generation.num_choices * generation.max_tokens
+    return num_patches + num_prompt_tokens + longest_answer(generation)
+
+
+def longest_answer(generation: generation_pb2.Generation) -> int:
+    """Tokens that all choices together may take."""
+    return generation.num_choices * generation.max_tokens
 
 
 class QuotaInterceptor(grpc.aio.ServerInterceptor):
@@ -114,16 +171,3 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
                         yield response
 
         return with_behaviour(handler, stream if handler.response_streaming else answer)
-
-
-@contextmanager
-def _held(counts: Counter[str], tenant: str, amount: int, limit: int, quota: str) -> Iterator[None]:
-    if limit and counts[tenant] + amount > limit:
-        raise QuotaExceeded(quota, limit)
-    counts[tenant] += amount
-    try:
-        yield
-    finally:
-        counts[tenant] -= amount
-        if not counts[tenant]:
-            del counts[tenant]

@@ -51,8 +51,7 @@ class Rooms:
         self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
         self._workers = WorkerPool(JOBS_MODULE, settings)
         self._workers.start()
-        quota = Quota(settings.quota_calls, settings.quota_cost, settings.quota_cache_bytes)
-        self.quotas = Quotas(quota, settings.quotas_file, max_calls=settings.max_calls)
+        self.quotas = _open_quotas(settings, self.metrics)
         self.epochs = Epochs(self.cache)
         self.purge = Purge(self.cache, self.store, pools)
         self.media = MediaLoader(
@@ -156,6 +155,17 @@ def open_prompts(checkpoint: Checkpoint) -> PromptBuilder:
     )
     template = ChatTemplate.open(checkpoint.path, spelling)
     return PromptBuilder(template, tokenizer, image_pad_id=image, video_pad_id=video)
+
+
+def _open_quotas(settings: GatewaySettings, metrics: GatewayMetrics) -> Quotas:
+    default = Quota(
+        settings.quota_calls,
+        settings.quota_cost,
+        settings.quota_cache_bytes,
+        settings.quota_requests_per_minute,
+        settings.quota_cost_per_minute,
+    )
+    return Quotas(default, settings.quotas_file, max_calls=settings.max_calls, refused=metrics.quota_refused)
 
 
 def _local_cache(settings: GatewaySettings, metrics: CacheMetrics) -> EmbeddingCache:

@@ -73,6 +73,7 @@ class ChatService(chat_service_pb2_grpc.ChatServiceServicer):
         if not 1 <= len(request.items) <= self._settings.max_batch_items:
             raise refused("items", f"must have 1 to {self._settings.max_batch_items} entries", "OUT_OF_RANGE")
         callers = [await self._caller(context) for _ in request.items]
+        self._rooms.quotas.take_requests(callers[0].tenant, len(request.items) - 1)  # one went with the call
         work = run_batch(self._pipeline, request.items, callers, self._settings.batch_concurrency)
         async with aclosing(work) as events:
             async for event in events:

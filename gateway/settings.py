@@ -128,8 +128,22 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         description="Bytes that a tenant may hold in the shared cache, of all gateways and encoders together; 0 is no"
         " limit. What is beyond them is not stored.",
     )
+    quota_requests_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="Calls that a tenant may begin here in a minute, a batch counting as its conversations; 0 is no"
+        " limit.",
+    )
+    quota_cost_per_minute: int = Field(
+        default=0,
+        ge=0,
+        description="Patches, prompt tokens and answered tokens that a tenant may take here in a minute; 0 is no"
+        " limit.",
+    )
     quotas_file: FilePath | None = Field(
-        default=None, description="Quotas of single tenants: lines of tenant, calls, cost and, if wanted, cache bytes."
+        default=None,
+        description="Quotas of single tenants: lines of tenant, calls, cost and, if wanted, cache bytes, requests per"
+        " minute and cost per minute.",
     )
     greedy_default: bool = Field(default=False, description="Temperature 0 for requests that name none.")
     max_request_s: float = Field(default=600.0, gt=0, description="Seconds that a request may take.")

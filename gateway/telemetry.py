@@ -38,11 +38,16 @@ class GatewayMetrics:
         self.media_items = catalogue.GATEWAY_MEDIA_ITEMS.on(registry)
         self.media_bytes = catalogue.GATEWAY_MEDIA_BYTES.on(registry)
         self.fetch = catalogue.GATEWAY_FETCH.on(registry)
+        self._quota_refusals = catalogue.GATEWAY_QUOTA_REFUSALS.on(registry)
 
     def media_came(self, which: str | None, uri: str, num_bytes: int) -> None:
         """A file of `num_bytes`, by the field that brought it."""
         scheme = uri.partition(":")[0].lower() if which == "uri" else which
         self.media_bytes.labels(_SOURCES.get(scheme or "", "data")).inc(num_bytes)
+
+    def quota_refused(self, quota: str) -> None:
+        """A call or conversation was over a tenant's quota."""
+        self._quota_refusals.labels(quota).inc()
 
     @contextmanager
     def fetching(self) -> Iterator[None]:

@@ -175,6 +175,11 @@ GATEWAY_MEDIA_BYTES = CounterMetric(
 GATEWAY_FETCH = HistogramMetric(
     "diptych_gateway_fetch_duration_seconds", "Fetches of http: and https: URIs: result ok or failed.", ("result",)
 )
+GATEWAY_QUOTA_REFUSALS = CounterMetric(
+    "diptych_gateway_quota_refusals_total",
+    "Calls and conversations over their tenant's quota: calls, cost, requests per minute or cost per minute.",
+    ("quota",),
+)
 
 # The encoder.
 ENCODER_PATCHES_ADMITTED = GaugeMetric(
