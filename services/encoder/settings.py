@@ -37,7 +37,7 @@ class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
         " row; auto leaves them as computed.",
     )
     worker_cpu_s: float = Field(
-        default=300.0, gt=0, description="Seconds of CPU that decoding one item may take, long videos included."
+        default=600.0, gt=0, description="Seconds of CPU that decoding one item may take, long videos included."
     )
     worker_timeout_s: float = Field(
         default=120.0, gt=0, description="Seconds on the clock that a worker may take from one slice to the next."

@@ -146,6 +146,20 @@ def remuxed(
     return buffer.getvalue()
 
 
+def hidden_frames(num_packets: int, side: int = 2048) -> bytes:
+    """A WebM of large VP8 frames of few bytes, none of which is shown: bit 4 of a frame's first byte says so."""
+    buffer = io.BytesIO()
+    file = encode_video(flat_frames(1, side, side), container="webm", codec="libvpx")
+    with av.open(io.BytesIO(file), "r") as source, av.open(buffer, "w", format="webm") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        [shown] = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        for number in range(num_packets):
+            packet = av.Packet(bytes([shown[0] & 0xEF]) + shown[1:])
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            out.mux(packet)
+    return buffer.getvalue()
+
+
 def sound() -> bytes:
     """A file without a picture."""
     buffer = io.BytesIO()

@@ -3,12 +3,15 @@
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from av.container import InputContainer
 from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
 from PIL import Image
 
-from services.common.media import images, videos
+from services.common.media import images, videos, worth
 from services.common.media.errors import MediaError
 from services.common.media.frames import DecodePlan, Frames, Pixels
+from services.common.workers.allowance import UNLIMITED, Allowance
 
 _WHITE = (255, 255, 255)
 _TRANSPOSE = {
@@ -22,15 +25,16 @@ _TRANSPOSE = {
 }
 
 
-def decode(plan: DecodePlan, files: Sequence[bytes]) -> Iterator[Frames]:
+def decode(plan: DecodePlan, files: Sequence[bytes], allowance: Allowance = UNLIMITED) -> Iterator[Frames]:
     """The temporal slices of one media item, in order, each made when it is asked for.
 
     Raises MediaError, with `file_index` when one file of several is at fault.
     """
     if plan.source == "image":
-        yield (decode_image(files[0], plan),) * plan.temporal_patch_size
+        yield (decode_image(files[0], plan, allowance),) * plan.temporal_patch_size
         return
-    frames = decode_video(files[0], plan) if plan.source == "container" else _pictures(files, plan)
+    is_container = plan.source == "container"
+    frames = decode_video(files[0], plan, allowance) if is_container else _pictures(files, plan, allowance)
     slice_: list[Pixels] = []
     for frame in frames:
         slice_.append(frame)
@@ -39,15 +43,15 @@ def decode(plan: DecodePlan, files: Sequence[bytes]) -> Iterator[Frames]:
             slice_.clear()
 
 
-def decode_image(data: bytes, plan: DecodePlan) -> Pixels:
+def decode_image(data: bytes, plan: DecodePlan, allowance: Allowance = UNLIMITED) -> Pixels:
     """One picture: oriented, composited on white, resized. Raises MediaError."""
-    image = load_rgb(data, max_pixels=plan.max_source_pixels)
-    return np.asarray(image.resize((plan.width, plan.height), Image.Resampling.BICUBIC))
+    return _resized(load_rgb(data, max_pixels=plan.max_source_pixels, allowance=allowance), plan, allowance)
 
 
-def load_rgb(data: bytes, *, max_pixels: int) -> Image.Image:
+def load_rgb(data: bytes, *, max_pixels: int, allowance: Allowance = UNLIMITED) -> Image.Image:
     """A picture file as an upright RGB picture at its own size. Raises MediaError."""
     image = images.open_image(data, max_pixels=max_pixels)
+    allowance.earn(worth.of_picture(image.height * image.width, len(data)))
     image_format = str(image.format)
     orientation = images.orientation_of(image, data)
     try:
@@ -79,23 +83,23 @@ def _grey16_to_rgb(image: Image.Image) -> Image.Image:
     return Image.fromarray(grey).convert("RGB")
 
 
-def _pictures(files: Sequence[bytes], plan: DecodePlan) -> Iterator[Pixels]:
+def _pictures(files: Sequence[bytes], plan: DecodePlan, allowance: Allowance) -> Iterator[Pixels]:
     """All pictures of a list, the last one repeated until its slice is full."""
     size: tuple[int, int] | None = None
     for index, data in enumerate(files):
         try:
-            image = load_rgb(data, max_pixels=plan.max_source_pixels)
+            image = load_rgb(data, max_pixels=plan.max_source_pixels, allowance=allowance)
         except MediaError as error:
             raise MediaError(error.reason, error.message, file_index=index) from error
         if image.size != (size := size or image.size):
             raise MediaError("FRAME_SIZES_DIFFER", "a frame differs in size from the first", file_index=index)
-        frame = np.asarray(image.resize((plan.width, plan.height), Image.Resampling.BICUBIC))
+        frame = _resized(image, plan, allowance)
         yield frame
     for _ in range(-len(files) % plan.temporal_patch_size):
         yield frame
 
 
-def decode_video(data: bytes, plan: DecodePlan) -> Iterator[Pixels]:
+def decode_video(data: bytes, plan: DecodePlan, allowance: Allowance = UNLIMITED) -> Iterator[Pixels]:
     """The planned frames of a container file, in order, resized as they are decoded.
 
     Raises MediaError when a frame of the plan cannot be decoded or the frames change their size.
@@ -105,12 +109,12 @@ def decode_video(data: bytes, plan: DecodePlan) -> Iterator[Pixels]:
     with videos.open_video(data) as (container, stream):
         stream.codec_context.thread_count = 1  # a worker has no threads; several videos go side by side
         size: tuple[int, int] | None = None
-        for index, frame in enumerate(container.decode(stream)):
+        for index, frame in enumerate(_all_frames(container, stream, plan, allowance)):
             if (frame.height, frame.width) != (size := size or _frame_size(frame, plan)):
                 raise MediaError("VIDEO_SIZE_CHANGES", f"the video changes its size at frame {index}")
             if index != next_wanted:
                 continue
-            pixels = _upright(frame, plan)
+            pixels = _resized(_upright(frame), plan, allowance)
             while index == next_wanted:
                 yield pixels
                 next_wanted = next(wanted, None)
@@ -119,13 +123,32 @@ def decode_video(data: bytes, plan: DecodePlan) -> Iterator[Pixels]:
     raise MediaError("BROKEN_VIDEO", f"frame {next_wanted} of the video cannot be decoded")
 
 
+def _all_frames(
+    container: InputContainer, stream: VideoStream, plan: DecodePlan, allowance: Allowance
+) -> Iterator[VideoFrame]:
+    """Every frame of a video. A packet is worth its bytes and the frames that the one before it gave: what shows
+    nothing earns next to nothing.
+    """
+    num_pixels = min(stream.codec_context.height * stream.codec_context.width, plan.max_source_pixels)
+    for packet in container.demux(stream):
+        allowance.earn(worth.of_packet(packet.size, num_pixels))
+        num_pixels = 0
+        for frame in packet.decode():
+            num_pixels += frame.height * frame.width
+            yield frame
+
+
 def _frame_size(frame: VideoFrame, plan: DecodePlan) -> tuple[int, int]:
     if frame.height * frame.width > plan.max_source_pixels:
         raise MediaError("VIDEO_TOO_LARGE", f"the video has frames of more than {plan.max_source_pixels} pixels")
     return frame.height, frame.width
 
 
-def _upright(frame: VideoFrame, plan: DecodePlan) -> Pixels:
+def _upright(frame: VideoFrame) -> Image.Image:
     pixels = np.rot90(frame.reformat(format="rgb24", threads=1).to_ndarray(), videos.quarter_turns(frame))
-    image = Image.fromarray(np.ascontiguousarray(pixels))
+    return Image.fromarray(np.ascontiguousarray(pixels))
+
+
+def _resized(image: Image.Image, plan: DecodePlan, allowance: Allowance) -> Pixels:
+    allowance.earn(plan.height * plan.width * worth.PIXEL_S)
     return np.asarray(image.resize((plan.width, plan.height), Image.Resampling.BICUBIC))

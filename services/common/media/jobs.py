@@ -11,11 +11,13 @@ from typing import Any, Final, Literal
 import av
 from PIL import Image
 
+from services.common.media import worth
 from services.common.media.decode import decode
 from services.common.media.errors import MediaError
 from services.common.media.frames import DecodePlan, Frames
 from services.common.media.images import IMAGE_FORMATS
 from services.common.media.probe import probe_image, probe_video
+from services.common.workers.allowance import Allowance
 from services.common.workers.child import Files, JobFunction, Refusal, Reply
 
 
@@ -40,9 +42,10 @@ def _plan(source: Literal["image", "container"], indices: tuple[int, ...]) -> De
     return DecodePlan(source, 28, 28, indices, temporal_patch_size=1, max_source_pixels=256)
 
 
-def probe_images(_arguments: dict[str, Any], files: Files) -> Iterator[Reply]:
+def probe_images(_arguments: dict[str, Any], files: Files, allowance: Allowance) -> Iterator[Reply]:
     """One header a file."""
     for index in range(len(files)):
+        allowance.earn(worth.PICTURE_HEADER_S)
         try:
             header = probe_image(files[index])
         except MediaError as error:
@@ -50,19 +53,19 @@ def probe_images(_arguments: dict[str, Any], files: Files) -> Iterator[Reply]:
         yield Reply(asdict(header))
 
 
-def probe_one_video(_arguments: dict[str, Any], files: Files) -> Iterator[Reply]:
+def probe_one_video(_arguments: dict[str, Any], files: Files, allowance: Allowance) -> Iterator[Reply]:
     """The header of a container file."""
     try:
-        yield Reply(asdict(probe_video(files[0])))
+        yield Reply(asdict(probe_video(files[0], allowance=allowance)))
     except MediaError as error:
         raise _refusal(error, None) from error
 
 
-def decode_slices(arguments: dict[str, Any], files: Files) -> Iterator[Reply]:
+def decode_slices(arguments: dict[str, Any], files: Files, allowance: Allowance) -> Iterator[Reply]:
     """One temporal slice a reply: its distinct frames as bytes, and which of them stands where."""
     plan = DecodePlan(**{**arguments, "frame_indices": tuple(arguments["frame_indices"])})
     try:
-        for frames in decode(plan, files):
+        for frames in decode(plan, files, allowance):
             yield _slice(frames)
     except MediaError as error:
         raise _refusal(error, error.file_index) from error

@@ -11,16 +11,19 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from services.common.media import worth
 from services.common.media.errors import MediaError
 from services.common.media.headers import MAX_SOURCE_PIXELS, ImageHeader, VideoHeader
 from services.common.media.images import open_image, orientation_of
 from services.common.media.videos import codec_of, is_shown, open_video, quarter_turns
+from services.common.workers.allowance import UNLIMITED, Allowance
 
 __all__ = ["MAX_VIDEO_FRAMES", "ImageHeader", "MediaError", "VideoHeader", "probe_image", "probe_video"]
 
 MAX_VIDEO_FRAMES: Final = 200_000
 # a declared rate that is further from the measured one than this is not believed; time stamps of 1 ms explain 4 %
 _RATE_TOLERANCE = 0.05
+_PACKETS_A_STEP: Final = 1000
 
 
 @dataclass(slots=True)
@@ -44,11 +47,18 @@ def probe_image(data: bytes, *, max_pixels: int = MAX_SOURCE_PIXELS) -> ImageHea
     return ImageHeader(image_format, height, width, image.mode)
 
 
-def probe_video(data: bytes, *, max_pixels: int = MAX_SOURCE_PIXELS, max_frames: int = MAX_VIDEO_FRAMES) -> VideoHeader:
+def probe_video(
+    data: bytes,
+    *,
+    max_pixels: int = MAX_SOURCE_PIXELS,
+    max_frames: int = MAX_VIDEO_FRAMES,
+    allowance: Allowance = UNLIMITED,
+) -> VideoHeader:
     """Size, frames and rate of a video file. Raises MediaError."""
     with open_video(data) as (container, stream):
         _require_frame_size(stream, max_pixels)
-        count = _count(container, stream, max_frames)
+        allowance.earn(stream.codec_context.height * stream.codec_context.width * worth.PIXEL_S)
+        count = _count(container, stream, max_frames, allowance)
         frame = count.first_frame
         if frame is None or count.num_frames == 0:
             raise MediaError("BROKEN_VIDEO", "the video has no frame that can be decoded")
@@ -67,7 +77,7 @@ def _require_frame_size(stream: VideoStream, max_pixels: int) -> None:
         raise MediaError("VIDEO_TOO_LARGE", f"the video has frames of more than {max_pixels} pixels")
 
 
-def _count(container: InputContainer, stream: VideoStream, max_frames: int) -> _Count:
+def _count(container: InputContainer, stream: VideoStream, max_frames: int, allowance: Allowance) -> _Count:
     """Walk through all packets, decoding until the first frame is out: it alone tells the rotation."""
     codec = codec_of(stream)
     # frame threads would hold the first frame back
@@ -78,6 +88,8 @@ def _count(container: InputContainer, stream: VideoStream, max_frames: int) -> _
             count.first_frame = next(iter(packet.decode()), None)
         if is_shown(packet, codec):
             _add(count, packet.pts)
+            if count.num_frames % _PACKETS_A_STEP == 0:
+                allowance.earn(_PACKETS_A_STEP * worth.VIDEO_PACKET_S)
         if count.num_frames > max_frames:
             raise MediaError("VIDEO_TOO_LONG", f"the video has more than {max_frames} frames")
     return count

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.common.workers.allowance import Allowance, TimedAllowance
 from services.common.workers.confinement import Limits, confine
-from services.common.workers.wire import MAX_PACKET_BYTES, READY, TAKEN, pack, unpack
+from services.common.workers.wire import HEAD_BYTES, MAX_PACKET_BYTES, READY, TAKEN, pack, unpack
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,9 @@ class Files(Sequence[bytes]):
         return os.pread(self._fd, self._sizes[index], self._starts[index])
 
 
-JobFunction = Callable[[dict[str, Any], Files], Iterator[Reply]]
-"""A job: its arguments and files to its replies, each made when it is asked for. May raise Refusal."""
+JobFunction = Callable[[dict[str, Any], Files, Allowance], Iterator[Reply]]
+"""A job: its arguments and files to its replies, each made when it is asked for; it tells the allowance what its steps
+are worth. May raise Refusal."""
 
 
 def run_worker(sock: socket.socket, jobs: Mapping[str, JobFunction], limits: Limits) -> None:
@@ -62,14 +64,15 @@ def run_worker(sock: socket.socket, jobs: Mapping[str, JobFunction], limits: Lim
     sock.send(TAKEN)  # from here on the job is to blame for what happens to the process
     source, out = descriptors
     order = unpack(os.pread(source, place["order_bytes"], place["order_offset"]))
-    replies = jobs[order["job"]](order["arguments"], Files(source, order["file_sizes"]))
+    allowance = TimedAllowance(out, slack_s=limits.slack_s, total_s=limits.cpu_s)
+    replies = jobs[order["job"]](order["arguments"], Files(source, order["file_sizes"]), allowance)
     while request := sock.recv(64):
         _answer(sock, replies, int(request), out)
 
 
 def _answer(sock: socket.socket, replies: Iterator[Reply], count: int, out: int) -> None:
     """Up to `count` replies; "end" in the place of the first that is not there."""
-    offset = 0
+    offset = HEAD_BYTES
     for _ in range(count):
         message, buffers = _next(replies)
         size = sum(len(buffer) for buffer in buffers)

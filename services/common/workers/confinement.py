@@ -17,10 +17,13 @@ _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`memory_bytes`: beyond what the process has at its start. `cpu_s`: of CPU, not of the clock."""
+    """`memory_bytes`: beyond what the process has at its start. `cpu_s`: of CPU, not of the clock; `slack_s` of it may
+    go beyond what its work is worth (`allowance.py`).
+    """
 
     memory_bytes: int
     cpu_s: float
+    slack_s: float
     nice: int
 
 

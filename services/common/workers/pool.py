@@ -19,7 +19,7 @@ from services.common.workers.errors import NoWorkers, WorkerCrashed, WorkerError
 from services.common.workers.files import FileBundle
 from services.common.workers.settings import WorkerSettings
 from services.common.workers.suspects import Suspects
-from services.common.workers.wire import packet_pair
+from services.common.workers.wire import HEAD_BYTES, packet_pair
 from services.common.workers.worker import Costs, Job, Order, Worker
 
 log = structlog.get_logger()
@@ -36,7 +36,15 @@ class WorkerPool:
 
     def __init__(self, jobs: str, settings: WorkerSettings) -> None:
         self._settings = settings
-        self._zygote = _Zygote(jobs, Limits(settings.worker_memory_bytes, settings.worker_cpu_s, settings.worker_nice))
+        self._zygote = _Zygote(
+            jobs,
+            Limits(
+                memory_bytes=settings.worker_memory_bytes,
+                cpu_s=settings.worker_cpu_s,
+                slack_s=settings.worker_slack_s,
+                nice=settings.worker_nice,
+            ),
+        )
         self._costs = Costs(settings.worker_timeout_s, settings.worker_cpu_s)
         self._places = asyncio.Semaphore(settings.workers)
         self._spares: list[asyncio.Task[Worker]] = []
@@ -71,7 +79,7 @@ class WorkerPool:
         out = os.memfd_create("diptych-replies", os.MFD_CLOEXEC)
         job = Job(lambda: self._hire(order, files, out), self._places, out, self._costs)
         try:
-            os.ftruncate(out, out_bytes)
+            os.ftruncate(out, HEAD_BYTES + out_bytes)
             yield job
         except WorkerError as error:
             self._suspects.note(key, error)

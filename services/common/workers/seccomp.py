@@ -61,6 +61,7 @@ _CALLS: Final = {
     "clock_gettime": (228, 113),
     "clock_getres": (229, 114),
     "gettimeofday": (96, 169),
+    "setitimer": (38, 103),
     "getpid": (39, 172),
     "gettid": (186, 178),
     "getrandom": (318, 278),

@@ -12,6 +12,12 @@ class WorkerSettings(BaseSettings):
         default=1 << 30, ge=1 << 20, description="Memory that reading one item may take, beyond the process's own."
     )
     worker_cpu_s: float = Field(default=2.0, gt=0, description="Seconds of CPU that reading one item may take.")
+    worker_slack_s: float = Field(
+        default=0.5,
+        gt=0,
+        description="Seconds of CPU that reading one item may take beyond what its pixels are worth. A runaway takes"
+        " them before it is refused; a slower machine needs more.",
+    )
     worker_timeout_s: float = Field(
         default=20.0, gt=0, description="Seconds on the clock that a worker may take for one reply."
     )

@@ -10,6 +10,7 @@ import socket
 from typing import Any
 
 MAX_PACKET_BYTES = 64 << 10
+HEAD_BYTES = 64  # of a job's output, before its bulk data: `allowance.STAMP` and room for it to be aligned
 READY, TAKEN = b"ready", b"taken"  # a worker's first words, before and after it gets its job
 
 

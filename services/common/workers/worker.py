@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
 
+from services.common.workers.allowance import is_used_up
 from services.common.workers.errors import JobRefused, WorkerCrashed, WorkerTooCostly
 from services.common.workers.files import FileBundle
-from services.common.workers.wire import MAX_PACKET_BYTES, READY, TAKEN, pack, unpack
+from services.common.workers.wire import HEAD_BYTES, MAX_PACKET_BYTES, READY, TAKEN, pack, unpack
 
 _READY_S = 60.0
 
@@ -127,7 +128,7 @@ class Job:
 
     async def _hear(self, worker: Worker, count: int) -> list[Answer]:
         answers: list[Answer] = []
-        offset = 0
+        offset = HEAD_BYTES
         while len(answers) < count:
             async with asyncio.timeout(self._costs.timeout_s):
                 message = await worker.hear()
@@ -140,6 +141,8 @@ class Job:
 
     def _ended(self, turn_s: float) -> WorkerCrashed | WorkerTooCostly:
         """Why a process is gone. The kernel's word is the zygote's, so the time that it had has to tell."""
+        if is_used_up(self.out):
+            return WorkerTooCostly("the media take longer to read than media of their size may")
         if self._spent_s + turn_s >= self._costs.cpu_s:
             return WorkerTooCostly(f"the media take more than {self._costs.cpu_s:g} s of CPU to read")
         return WorkerCrashed("the media make their reader crash")

@@ -14,6 +14,7 @@ from services.common.workers.files import FileBundle
 from services.common.workers.pool import WorkerPool
 from services.common.workers.settings import WorkerSettings
 from tests.common.media.files import encode_image, encode_video, flat_frames, photo
+from tests.hostile.videos import hidden_frames
 
 PHOTO = photo().crop((0, 0, 200, 300))
 
@@ -85,3 +86,25 @@ async def test_a_picture_beyond_the_memory_limit() -> None:
         with pytest.raises(MediaError) as caught:
             await frames(MediaReader(pool), plan("image"), encode_image(PHOTO.resize((3000, 3000)), "PNG"))
     assert caught.value.reason == "TOO_COSTLY"
+
+
+async def test_a_runaway_is_too_costly() -> None:
+    """A video within every limit on size that shows nothing is ended early by its prober and by its decoder, whatever
+    the whole may take.
+    """
+    file = hidden_frames(400)
+    async with WorkerPool(JOBS_MODULE, WorkerSettings(worker_slack_s=0.1, worker_cpu_s=600)) as pool:
+        reader = MediaReader(pool)
+        with pytest.raises(MediaError) as probed:
+            await reader.probe_video(file, key=b"probed")
+        with pytest.raises(MediaError) as decoded:
+            await frames(reader, plan("container", 0, 1), file)
+    assert (probed.value.reason, decoded.value.reason) == ("TOO_COSTLY", "TOO_COSTLY")
+
+
+async def test_a_long_video_takes_many_times_the_slack() -> None:
+    """Every frame that is out is worth time for the next one, so only what a file is worth bounds it."""
+    file = encode_video(flat_frames(200, 360, 640), codec="mpeg4")
+    async with WorkerPool(JOBS_MODULE, WorkerSettings(worker_slack_s=0.1, worker_cpu_s=600)) as pool:
+        read = await frames(MediaReader(pool), plan("container", *range(200)), file)
+    assert len(read) == 100

@@ -19,6 +19,7 @@ from services.common.workers.worker import Order
 from tests.harness import wait_until
 
 JOBS = "tests.common.workers.jobs"
+SLACK = WorkerSettings(workers=1, worker_cpu_s=20, worker_slack_s=0.1)
 SETTINGS = WorkerSettings(workers=2, worker_memory_bytes=64 << 20, worker_cpu_s=0.5, worker_timeout_s=20)
 
 
@@ -71,6 +72,26 @@ async def test_a_runaway_costs_one_job(
         await run(pool, job, **arguments)
     assert (await beside)[0][1] == b"beside"
     assert (await run(pool, "echo", b"next"))[0][1] == b"next"
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "step_s", "last_s", "worth_s"),
+    [(20, 0.02, 0.3, 0.01), (0, 0.0, 0.3, 0.01), (20, 0.0, 0.3, 0.1)],
+    ids=["steps that are not worth their time", "no progress", "time saved up"],
+)
+async def test_a_runaway_is_ended_by_what_its_work_is_worth(
+    num_steps: int, step_s: float, last_s: float, worth_s: float
+) -> None:
+    """Long before the limit of the whole: slack and the worth of one step are all that a step may take."""
+    async with WorkerPool(JOBS, SLACK) as pool:
+        with pytest.raises(WorkerTooCostly):
+            await run(pool, "toil", num_steps=num_steps, step_s=step_s, last_s=last_s, worth_s=worth_s)
+
+
+async def test_long_work_gets_the_time_that_it_is_worth() -> None:
+    """Steps that are worth what they take may go on, many times longer than the slack."""
+    async with WorkerPool(JOBS, SLACK) as pool:
+        assert await run(pool, "toil", num_steps=20, step_s=0.02, last_s=0.0, worth_s=0.025)
 
 
 async def test_memory_within_the_limit_is_given(pool: WorkerPool) -> None:
