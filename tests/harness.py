@@ -1,6 +1,7 @@
 """Real processes for the tests: a stack of services on free ports, and requests to it."""
 
 import time
+import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,12 +12,15 @@ from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
 from google.rpc import error_details_pb2 as details
+from google.rpc import status_pb2
 from grpc_status import rpc_status
+from prometheus_client.parser import text_string_to_metric_families
 
+from cli.children import Child
 from cli.client import gateway
 from cli.stack import Stack, StackOptions
 
-__all__ = ["Answer", "Failure", "ask", "failure", "gateway", "running", "wait_until"]
+__all__ = ["Answer", "Failure", "ask", "failure", "failure_of", "gateway", "metrics", "running", "wait_until"]
 
 CALL_TIMEOUT_S = 60.0
 NUM_KV_TOKENS = "40000"  # one context of the small checkpoints, and not a share of this machine's memory
@@ -51,6 +55,19 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {timeout_s} s: {what}")
         time.sleep(0.02)
+
+
+def metrics(child: Child) -> dict[str, float]:
+    """A service's own metrics by name and labels."""
+    with urllib.request.urlopen(f"http://{child.metrics_address}/metrics", timeout=5) as page:
+        families = list(text_string_to_metric_families(page.read().decode()))
+    found = {}
+    for family in families:
+        for sample in family.samples:
+            if sample.name.startswith("diptych_"):
+                labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
+                found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
+    return found
 
 
 @dataclass(slots=True)
@@ -114,9 +131,15 @@ def failure(error: grpc.aio.AioRpcError) -> Failure:
     """What a failed call says, from its rich status."""
     status = rpc_status.from_call(error)
     assert status is not None, f"no rich status: {error.code()} {error.details()}"
+    return failure_of(status)
+
+
+def failure_of(status: status_pb2.Status) -> Failure:
+    """What a rich status says."""
     info, bad = details.ErrorInfo(), details.BadRequest()
     assert any(detail.Unpack(info) for detail in status.details), "no ErrorInfo"
     assert info.domain == "diptych"
     any(detail.Unpack(bad) for detail in status.details)
     fields = {item.field: item.reason for item in bad.field_violations}
-    return Failure(error.code(), info.reason, status.message, fields, dict(info.metadata))
+    [code] = [code for code in grpc.StatusCode if code.value[0] == status.code]
+    return Failure(code, info.reason, status.message, fields, dict(info.metadata))

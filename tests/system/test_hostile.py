@@ -2,35 +2,30 @@
 
 import asyncio
 import socket
-import statistics
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
 import pytest
-from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
-from diptych.v1 import encoder_service_pb2 as encoder
-from diptych.v1 import generation_pb2 as generation
-from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
+from diptych.v1.decoder_service_pb2_grpc import DecoderServiceStub
 from diptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
 
 from cli.client import gateway
 from cli.stack import Stack
 from tests.exactness import cases
-from tests.harness import Answer, ask, collect, failure, running
-from tests.hostile import images, videos
-from tests.hostile.carriers import ENCODE, FRAMES, SOURCES, Kind, Sender, encode_header, encode_messages, http_server
-from tests.hostile.case import Case
+from tests.faults.results import keep, show
+from tests.harness import Answer, ask, failure, running
+from tests.hostile import images, lies, videos
+from tests.hostile.carriers import Sender, http_server
+from tests.hostile.files import PART, answer, entries, sound_entries
+from tests.hostile.findings import MAX_GROWTH, Findings
+from tests.hostile.lies import Lie
+from tests.hostile.trials import Doors, Trial, file_trial, lie_trials
 
-MIB = 1 << 20
-PART = "conversation.messages[0].parts[0]"
-# the promise is one second on a machine that does nothing else
-BOUND_S = 5.0
-MAX_GROWTH = 64 * MIB
+BUSY_BOUND_S = 5.0  # among the tests, on whatever machine
 CONTROL = cases.user("", cases.picture(9), "Describe.").to_conversation()
 CONTROL_TOKENS = 48
 MEDIA_SERVICES = ("gateway", "encoder")
@@ -76,79 +71,62 @@ def place(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield Place(stack, Sender(folder, address), trap)
 
 
-@dataclass(slots=True)
-class Findings:
-    """What came of all requests: how long each took, and what was not as promised."""
-
-    seconds: list[float] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def note(self, what: str, seconds: float, problem: str | None) -> None:
-        """One request; a problem is None when all is well."""
-        self.seconds.append(seconds)
-        if problem:
-            self.problems.append(f"{what}: {problem}")
-        if seconds > BOUND_S:
-            self.problems.append(f"{what}: {seconds:.1f} s")
-
-    def __str__(self) -> str:
-        p50, p99 = statistics.median(self.seconds), statistics.quantiles(self.seconds, n=100)[98]
-        return f"{len(self.seconds)} requests; p50 {p50:.3f} s, p99 {p99:.3f} s, max {max(self.seconds):.3f} s"
-
-
-def matrix(trap_url: str) -> list[tuple[Kind, Case, str]]:
-    """Every file through every way in that it can take."""
-    pictures = [("image", case, way) for case in images.image_cases() for way in (*SOURCES, FRAMES, ENCODE)]
-    films = [("video", case, way) for case in videos.video_cases(trap_url) for way in (*SOURCES, ENCODE)]
-    return [(kind, case, way) for kind, case, way in (*pictures, *films) if not (case.only_gateway and way == ENCODE)]  # type: ignore[misc]
-
-
 async def test_hostile_media_through_one_way_each(place: Place) -> None:
     """Each file once, the ways in taken in turn."""
-    # a picture has seven ways and a video six, so every fifth is each file at least once
-    every = matrix(place.trap_url)
-    await run(place, [entry for number, entry in enumerate(every) if number % 5 == 0])
+    # a picture has eleven ways and a video ten, so every ninth is each file at least once
+    every = entries(place.trap_url)
+    async with doors(place) as open_doors:
+        findings = await run(place, [file_trial(open_doors, entry) for entry in every[::9]])
+    assert findings.problems == []
+    assert all(findings.streams)
+    assert max(findings.growth.values()) <= MAX_GROWTH
+    assert max(findings.refused_s.values()) <= BUSY_BOUND_S, findings.slowest()
 
 
 @pytest.mark.soak
 async def test_hostile_media_through_every_way(place: Place) -> None:
-    """Each file by each source, as frames of a list, and at the encoder itself."""
-    await run(place, matrix(place.trap_url))
+    """Each file by each source, in a list of frames, by each RPC and at the encoder itself; and all lies to encoder and
+    decoder. Writes its figures.
+    """
+    async with doors(place) as open_doors:
+        trials = [file_trial(open_doors, entry) for entry in entries(place.trap_url)]
+        findings = await run(place, [*trials, *await lie_trials(open_doors)])
+    figures = findings.figures()
+    show(figures)
+    keep(figures)
+    assert findings.problems == []
+    assert all(item.holds for item in figures)
 
 
-async def run(place: Place, entries: list[tuple[Kind, Case, str]]) -> None:
-    """Asks everything beside a stream of our own; then looks at times, memory, processes and the stream's tokens."""
-    quiet = await warm_up(place)
+async def run(place: Place, trials: list[Trial]) -> Findings:
+    """Tries everything beside a stream of our own; then looks at memory, processes and the stream's tokens."""
+    async with doors(place) as open_doors:
+        for what, trial in [file_trial(open_doors, entry) for entry in sound_entries()]:
+            assert (await trial()).problem is None, what
+    quiet = (await control(place.stack.address)).token_ids
     findings = Findings()
     before = {name: reset_peak(place, name) for name in MEDIA_SERVICES}
-    async with beside(place.stack.address, quiet) as differences, doors(place) as (chats, encodes):
-        for kind, case, way in entries:
-            started = time.monotonic()
-            if way == ENCODE:
-                problem = await try_encode(encodes, kind, case)
-            else:
-                problem = await try_chat(place, chats, kind, case, way)
-            # an answer is asked for twice, the second time as a plain file
-            num_asked = 2 if case.reason is None else 1
-            findings.note(f"{case.name} by {way}", (time.monotonic() - started) / num_asked, problem)
-    growth = {name: memory(place, name, "VmHWM") - before[name] for name in MEDIA_SERVICES}
-    print(findings, {name: f"{value / MIB:.1f} MiB more" for name, value in growth.items()})
-    assert findings.problems == []
-    assert differences == []
+    async with beside(place.stack.address, quiet, findings.streams):
+        for what, trial in trials:
+            findings.note(what, await trial())
+    findings.growth = {name: memory(place, name, "VmHWM") - before[name] for name in MEDIA_SERVICES}
     assert all(child.exit_code is None for child in place.stack.children.values())
-    assert max(growth.values()) <= MAX_GROWTH
     assert not place.touched()
+    return findings
 
 
-async def warm_up(place: Place) -> list[int]:
-    """Everything once with sound files; returns the tokens of the stream that will run beside."""
-    async with doors(place) as (chats, encodes):
-        for kind, data in (("image", images.PNG), ("video", videos.MP4)):
-            case = Case("sound", data, None)
-            for way in (*SOURCES, *([FRAMES] if kind == "image" else [])):
-                assert await try_chat(place, chats, kind, case, way) is None  # type: ignore[arg-type]
-            assert await try_encode(encodes, kind, case) is None  # type: ignore[arg-type]
-    return (await control(place.stack.address)).token_ids
+@asynccontextmanager
+async def doors(place: Place) -> AsyncIterator[Doors]:
+    """Channels to all three."""
+    async with AsyncExitStack() as open_:
+        chats = await open_.enter_async_context(gateway(place.stack.address))
+        channels = {}
+        for name in ("encoder", "decoder"):
+            address = place.stack.children[name].address
+            assert address is not None
+            channels[name] = await open_.enter_async_context(grpc.aio.insecure_channel(address))
+        encodes, generates = EncoderServiceStub(channels["encoder"]), DecoderServiceStub(channels["decoder"])
+        yield Doors(place.sender, chats, encodes, generates)
 
 
 async def control(address: str) -> Answer:
@@ -157,75 +135,18 @@ async def control(address: str) -> Answer:
 
 
 @asynccontextmanager
-async def beside(address: str, quiet: list[int]) -> AsyncIterator[list[list[int]]]:
-    """The same stream again and again; what differed from the quiet one is in the list at the end."""
-    differences: list[list[int]] = []
+async def beside(address: str, quiet: list[int], are_same: list[bool]) -> AsyncIterator[None]:
+    """The same stream again and again; `are_same` gets, for each, whether it was as the quiet one."""
     over = asyncio.Event()
 
     async def repeat() -> None:
         while not over.is_set():
-            tokens = (await control(address)).token_ids
-            if tokens != quiet:
-                differences.append(tokens)
+            are_same.append((await control(address)).token_ids == quiet)
 
     async with asyncio.TaskGroup() as group:
         group.create_task(repeat())
-        yield differences
+        yield
         over.set()
-
-
-@asynccontextmanager
-async def doors(place: Place) -> AsyncIterator[tuple[ChatServiceStub, EncoderServiceStub]]:
-    """A stub of the gateway and one of the encoder."""
-    address = place.stack.children["encoder"].address
-    assert address is not None
-    async with gateway(place.stack.address) as chats, grpc.aio.insecure_channel(address) as channel:
-        yield chats, EncoderServiceStub(channel)
-
-
-async def try_chat(place: Place, stub: ChatServiceStub, kind: Kind, case: Case, way: str) -> str | None:
-    """What is wrong with how the gateway takes a file, if anything."""
-    try:
-        part = await place.sender.part(stub, kind, case.data, way)
-        tokens = await answer(stub, part)
-    except grpc.aio.AioRpcError as error:
-        return refusal_problem(error, case, PART if case.data or way != "digest" else "")
-    if case.reason is not None:
-        return "answered"
-    if kind == "image" and way != FRAMES:
-        expected = await answer(stub, content.Part(image=content.Image(data=images.plain(case.data))))
-        return None if tokens == expected else f"{tokens} for {expected}"
-    return None
-
-
-async def answer(stub: ChatServiceStub, part: content.Part) -> list[int]:
-    """The first tokens about a file."""
-    conversation = content.Conversation(messages=[content.Message(role=content.ROLE_USER, parts=[part])])
-    options = generation.Generation(max_tokens=2, ignore_eos=True)
-    request = chat.StreamChatRequest(conversation=conversation, generation=options)
-    return (await collect(stub.StreamChat(request, timeout=60))).token_ids
-
-
-async def try_encode(stub: EncoderServiceStub, kind: Kind, case: Case) -> str | None:
-    """What is wrong with how the encoder takes a file. It decodes what it is asked for: the gateway's rules on shape,
-    and on frames that nobody asks for, are not its own.
-    """
-    try:
-        async for _ in stub.Encode(encode_messages(encode_header(kind, case.data), case.data), timeout=60):
-            pass
-    except grpc.aio.AioRpcError as error:
-        lenient = Case(case.name, case.data, failure(error).reason if kind == "video" else case.reason)
-        return refusal_problem(error, lenient, "chunk")
-    return None if kind == "video" or case.reason in (None, "CANNOT_APPLY") else "encoded"
-
-
-def refusal_problem(error: grpc.aio.AioRpcError, case: Case, path: str) -> str | None:
-    """What is wrong with a refusal: it must blame the caller, at the item's path, with the case's reason."""
-    failed = failure(error)
-    if failed.code is not grpc.StatusCode.INVALID_ARGUMENT or not failed.fields:
-        return str(failed)
-    well = case.reason in failed.fields.values() and all(name.startswith(path) for name in failed.fields)
-    return None if well else f"{failed.fields} for {case.reason}"
 
 
 def memory(place: Place, name: str, what: str) -> int:
@@ -267,52 +188,18 @@ async def test_bad_frames_are_named(place: Place, part: content.Part, path: str)
     assert all(name.startswith(f"{PART}.video.frames.frames{path}") for name in failed.fields), failed
 
 
-def grid(**sides: int) -> Callable[[encoder.EncodeHeader], None]:
-    """A header that lies about its grid."""
-    return lambda header: header.grid.CopyFrom(content.Grid(**sides))
-
-
-def fields(**values: object) -> Callable[[encoder.EncodeHeader], None]:
-    """A header with other values."""
-
-    def change(header: encoder.EncodeHeader) -> None:
-        for name in values:
-            header.ClearField(name)
-        header.MergeFrom(encoder.EncodeHeader(**values))  # type: ignore[arg-type]
-
-    return change
-
-
-@pytest.mark.parametrize(
-    ("lie", "name"),
-    [
-        (grid(), "grid"),
-        (grid(t=1, h=3, w=4), "grid"),
-        (grid(t=2**32 - 1, h=2**32 - 1, w=2**32 - 1), "grid"),
-        (fields(resized_height=57), "resized_height"),
-        (fields(resized_height=0), "resized_height"),
-        (fields(resized_width=2**32 - 4), "grid"),
-        (fields(file_sizes=[2**64 - 1]), "file_sizes"),
-        (fields(file_sizes=[len(images.PNG) - 1]), "file_sizes"),
-        (fields(file_sizes=[len(images.PNG) + 1]), "file_sizes"),
-        (fields(file_sizes=[]), "file_sizes"),
-        (fields(file_sizes=[1] * 100_000), "file_sizes"),
-        (fields(frame_indices=[0, 1]), "frame_indices"),
-        (fields(media_key=b"short"), "media_key"),
-        (fields(tenant=""), "tenant"),
-        (fields(kind=0), "kind"),
-    ],
-)
-async def test_a_header_that_lies_is_refused(
-    place: Place, lie: Callable[[encoder.EncodeHeader], None], name: str
-) -> None:
+@pytest.mark.parametrize(("lie", "name"), lies.HEADERS)
+async def test_a_header_that_lies_is_refused(place: Place, lie: Lie, name: str) -> None:
     """The encoder, called directly, checks a header against itself and against the bytes."""
-    header = encode_header("image", images.PNG)
-    lie(header)
-    async with doors(place) as (_, encodes):
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            async for _ in encodes.Encode(encode_messages(header, images.PNG), timeout=60):
-                pass
-    failed = failure(caught.value)
-    assert failed.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"header.{name}" in failed.fields
+    async with doors(place) as open_doors:
+        assert (await lies.try_header(open_doors.encodes, lie, name)).problem is None
+
+
+async def test_a_decoder_told_lies_refuses_them(place: Place) -> None:
+    """The decoder, called directly, names what is wrong with a prompt and with embeddings."""
+    async with doors(place) as open_doors:
+        sound = await lies.sound_prompt(open_doors.chats)
+        for lie, path in lies.PROMPTS:
+            assert (await lies.try_prompt(open_doors.generates, sound, lie, path)).problem is None
+        for chunk, path in lies.CHUNKS:
+            assert (await lies.try_chunk(open_doors.generates, sound, chunk, path)).problem is None

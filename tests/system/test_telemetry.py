@@ -5,7 +5,6 @@ import os
 import secrets
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,13 +12,12 @@ import grpc
 import pytest
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import generation_pb2 as generation
-from prometheus_client.parser import text_string_to_metric_families
 
 from cli.stack import Stack
 from services.common.telemetry.attributes import Attribute
 from tests.collector import Collector, SpanSeen, collecting
 from tests.exactness import cases
-from tests.harness import CALL_TIMEOUT_S, Answer, collect, gateway, running
+from tests.harness import CALL_TIMEOUT_S, Answer, collect, gateway, metrics, running
 
 QUESTION = "a question that nobody else may read"
 JOURNEY = {
@@ -145,9 +143,9 @@ async def test_logs_carry_both_ids(watched: Stack) -> None:
 async def test_metrics_count_what_was_asked(watched: Stack) -> None:
     """After a request each service's metrics show it."""
     await ask_traced(watched, secrets.token_hex(16), request(705, max_tokens=3, temperature=0.0))
-    before = {name: scrape(watched, name) for name in watched.children}
+    before = {name: metrics(watched.children[name]) for name in watched.children}
     answer = await ask_traced(watched, secrets.token_hex(16), request(706, max_tokens=3, min_tokens=3, temperature=0.0))
-    after = {name: scrape(watched, name) for name in watched.children}
+    after = {name: metrics(watched.children[name]) for name in watched.children}
 
     def grown(service: str, name: str) -> float:
         return after[service].get(name, 0.0) - before[service].get(name, 0.0)
@@ -182,19 +180,6 @@ async def test_nothing_of_a_request_is_told(watched: Stack, collector: Collector
     collector.trace(trace_id, "decode", "chat")
     written = collector.raw.decode(errors="replace")
     for child in watched.children.values():
-        written += child.log.read_text() + str(list(scrape(watched, child.name)))
+        written += child.log.read_text() + str(list(metrics(child)))
     assert QUESTION not in written
     assert answer.text not in written
-
-
-def scrape(stack: Stack, name: str) -> dict[str, float]:
-    """A service's own metrics by name and labels."""
-    with urllib.request.urlopen(f"http://{stack.children[name].metrics_address}/metrics", timeout=5) as page:
-        families = list(text_string_to_metric_families(page.read().decode()))
-    found = {}
-    for family in families:
-        for sample in family.samples:
-            if sample.name.startswith("diptych_"):
-                labels = ",".join(f'{key}="{value}"' for key, value in sorted(sample.labels.items()))
-                found[sample.name + (f"{{{labels}}}" if labels else "")] = sample.value
-    return found
