@@ -38,6 +38,7 @@ LABELS = {
     "operation",
     "direction",
     "cache",
+    "quota",
 }
 
 
