@@ -9,7 +9,8 @@ import grpc
 import structlog
 from grpc_status import rpc_status
 
-from services.common.errors import SlowReader, to_status
+from services.common.errors import to_status
+from services.common.slow_reader import write
 
 DISCARD_S = 1.0
 
@@ -93,18 +94,9 @@ async def _write_all(
             responses
         ):  # a cancelled call runs the handler's `finally` now, not at collection
             async for response in responses:
-                await _write(response, context, slow_reader_timeout_s)
+                await write(context, response, slow_reader_timeout_s)
     else:
         await responses
-
-
-async def _write(response: object, context: Context, slow_reader_timeout_s: float) -> None:
-    """Raises SlowReader when the caller's buffers stay full: what the stream holds is then free for others."""
-    try:
-        async with asyncio.timeout(slow_reader_timeout_s):
-            await context.write(response)
-    except TimeoutError:
-        raise SlowReader from None
 
 
 async def _abort(error: Exception, context: Context, method: str) -> None:

@@ -218,11 +218,7 @@ def _options(max_message_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.so_reuseport", 0),  # on by default: two servers would silently share a port
         ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.keepalive_permit_without_calls", 1),
-        (
-            "grpc.http2.min_recv_ping_interval_without_data_ms",
-            5_000,
-        ),  # below channels.KEEPALIVE_MS, or clients are cut off
+        ("grpc.http2.max_ping_strikes", 0),  # pings are answered however many: who was stopped finds them all at once
     ]
 
 
