@@ -22,6 +22,8 @@ Request = decoder_service_pb2.GenerateRequest
 Response = decoder_service_pb2.GenerateResponse
 _Call = grpc.aio.StreamStreamCall[Request, Response]
 
+TAKEN_S = 1.0
+
 
 @dataclass(slots=True)
 class DecodeJob:
@@ -85,7 +87,7 @@ class Decoding:
     async def _try_generate(self, job: DecodeJob, stub: DecoderStub) -> AsyncGenerator[Response]:
         call = stub.Generate(timeout=job.caller.deadline.remaining(), metadata=trace_metadata())
         writer = _Writer(call)
-        feed = _Feed(job, self._encoding, writer.write)
+        feed = _Feed(job, self._encoding, writer.write_once_taken)
         responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there
         try:
             with suppress(CallOverError):
@@ -103,10 +105,6 @@ class Decoding:
                 if response.WhichOneof("event") == "finished":
                     return
             raise ServiceUnavailable("decoder", "the decoder ended its answer early")
-        except grpc.aio.AioRpcError as error:
-            if writer.has_failed and error.code() is grpc.StatusCode.INTERNAL:
-                raise ServiceUnavailable("decoder") from error  # the failed write has hidden the decoder's own status
-            raise
         finally:
             call.cancel()
             await feed.close()
@@ -120,7 +118,6 @@ class _Writer:
     """Writes one message at a time, for many tasks."""
 
     def __init__(self, call: _Call) -> None:
-        self.has_failed = False
         self._call = call
         self._lock = asyncio.Lock()
 
@@ -135,8 +132,17 @@ class _Writer:
             try:
                 await self._call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
-                self.has_failed = True
                 raise CallOverError from error
+
+    async def write_once_taken(self, message: Request) -> None:
+        """Like `write`, once the decoder has taken the prompt, or is one that does not say so.
+
+        grpc.aio loses the status of a call that ends while it is written to, so a refusal must come before.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(TAKEN_S):
+                await self._call.initial_metadata()
+        await self.write(message)
 
 
 class _Feed:

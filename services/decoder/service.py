@@ -14,7 +14,9 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 
 from services.common import mrope
 from services.common.cache import EmbeddingCache
-from services.common.errors import DeadlineExceeded, SlowReader
+from services.common.errors import DeadlineExceeded
+from services.common.interceptors import discard
+from services.common.slow_reader import write
 from services.common.telemetry.spans import failure_of
 from services.decoder.embeddings import RowsFormat, refused
 from services.decoder.engine import Engine
@@ -74,8 +76,10 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         self._engine.submit(request, _patience_s(context))
         feeding = asyncio.create_task(self._feed(requests, request, checked, stream))
         try:
+            if checked.spans:
+                await context.send_initial_metadata(())  # taken: who sent rows before would lose a refusal amid a write
             async for response in stream:
-                await self._write(context, response)
+                await write(context, response, self._facts.slow_reader_timeout_s)
         except BaseException as error:
             telemetry.end(failure_of(error))
             raise
@@ -213,14 +217,10 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         except TimeoutError:
             stream.fail(DeadlineExceeded("the embeddings did not arrive in time"))
         except Exception as error:
-            stream.fail(error)
-
-    async def _write(self, context: Context, response: decoder_service_pb2.GenerateResponse) -> None:
-        try:
-            async with asyncio.timeout(self._facts.slow_reader_timeout_s):
-                await context.write(response)
-        except TimeoutError:
-            raise SlowReader from None
+            try:
+                await discard(requests)
+            finally:
+                stream.fail(error)
 
 
 def _patience_s(context: Context) -> float:

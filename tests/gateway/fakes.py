@@ -53,6 +53,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
     files: list[bytes] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    sends_rows: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.gate.set()
@@ -109,6 +110,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
                 data = rows[at : min(at + CHUNK, end)]
                 chunk = embedding_pb2.EmbeddingChunk(byte_offset=at, data=data, dtype="float32")
                 yield encoder_service_pb2.EncodeResponse(chunk=chunk)
+                self.sends_rows.set()
 
     async def GetEncoderCapabilities(self, _request: Any, _context: Context) -> Any:
         pre = self.checkpoint.preprocessor
@@ -145,6 +147,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     missing: set[int] = field(default_factory=set)
     num_failures: int = 0
     fail_after_tokens: int | None = None
+    refusal: Exception | None = None  # of a prompt, once `may_refuse` is set
     end_reason: "generation_pb2.FinishReason" = generation_pb2.FINISH_REASON_STOP
     with_logprobs: bool = False
     digest: str = ""
@@ -156,6 +159,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     references: dict[int, list[bytes]] = field(default_factory=dict)
     rows: dict[int, bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    may_refuse: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.answers.set()
@@ -171,8 +175,12 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     async def _answer(self, requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         prompt = (await anext(requests)).prompt
         self.prompts.append(prompt)
+        if self.refusal is not None:
+            await self.may_refuse.wait()
+            raise self.refusal
         if prompt.media:
             self.rows, self.references = {}, {}
+            await context.send_initial_metadata(())
         if self.num_failures and self.fail_after_tokens is None:
             self.num_failures -= 1
             await context.abort(grpc.StatusCode.UNAVAILABLE, "gone")

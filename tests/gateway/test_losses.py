@@ -1,5 +1,7 @@
 """Encoders and decoders that are not there, go away, or run something else."""
 
+import asyncio
+
 import grpc
 import pytest
 from diptych.v1 import chat_service_pb2 as pb
@@ -7,7 +9,9 @@ from diptych.v1 import content_pb2 as content
 
 from gateway.prompt import PromptBuilder
 from services.common.checkpoint import Checkpoint
+from services.common.errors import Overloaded
 from tests.gateway.client import GREEDY, chat, failing, says, script, until
+from tests.gateway.conftest import picture
 from tests.gateway.fakes import Stage, expected_rows, staged
 
 
@@ -60,6 +64,16 @@ async def test_the_decoder_is_tried_twice_before_its_first_token(stage: Stage, p
     stage.decoder.num_failures, stage.decoder.scripts = 1, [script(prompts, "ok")]
     assert (await chat(stage, says("?"))).choices[0].text == "ok"
     assert len(stage.decoder.prompts) == 2
+
+
+async def test_a_decoders_refusal_is_heard_while_rows_are_on_their_way(stage: Stage) -> None:
+    """Each time: it is never taken for an outage, so the decoder is not asked twice and its circuit stays closed."""
+    stage.decoder.refusal = Overloaded(retry_after_s=3)
+    for number in range(1, 21):
+        stage.encoder.sends_rows = stage.decoder.may_refuse = asyncio.Event()
+        found = await failing(chat(stage, says(content.Image(data=picture(224, 224, shade=number)))))
+        assert found[:2] == (grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")
+        assert len(stage.decoder.prompts) == number
 
 
 async def test_a_decoder_lost_amid_an_answer_is_said(stage: Stage, prompts: PromptBuilder) -> None:
