@@ -5,12 +5,11 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-import grpc
 from diptych.v1 import chat_service_pb2, decoder_service_pb2, encoder_service_pb2
 
 from services.common.cache import EmbeddingCache
 from services.common.cache.base import Removed
-from services.common.errors import ServiceUnavailable
+from services.common.errors import DiptychError, ServiceUnavailable
 from services.common.keys import EPOCH_BYTES, Owner
 
 from .media_store import MediaStore
@@ -66,8 +65,9 @@ async def _ask_all(
 ) -> list[AnswerT | None]:
     async def one(endpoint: Endpoint[StubT, InfoT]) -> AnswerT | None:
         try:
-            return await ask(endpoint.stub)
-        except grpc.aio.AioRpcError:
+            with endpoint.call() as stub:
+                return await ask(stub)
+        except DiptychError:
             return None
 
     return await asyncio.gather(*(one(endpoint) for endpoint in endpoints))

@@ -15,7 +15,7 @@ from diptych.v1 import generation_pb2
 from services.common.errors import Overloaded, QuotaExceeded
 from services.common.identity import TENANT, current_identity
 from services.common.interceptors import Context, behaviour_of, with_behaviour
-from services.common.watched_file import WatchedFile
+from services.common.watched_files import watched_text
 
 from .media import MediaItem
 from .rates import Rate
@@ -76,7 +76,7 @@ class Quotas:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self._default, self._max_calls, self._refused = default, max_calls, refused
-        self._file = WatchedFile(file, partial(parse_quotas, default=default), "quotas") if file is not None else None
+        self._file = watched_text(file, partial(parse_quotas, default=default), "quotas") if file is not None else None
         self._calls: Counter[str] = Counter()
         self._cost: Counter[str] = Counter()
         self._requests_taken, self._cost_taken = Rate(clock), Rate(clock)

@@ -128,13 +128,13 @@ class Endpoint(Generic[StubT, InfoT]):
         finally:
             self._stop_polling()
 
-    async def close(self, *, gently: bool = False) -> None:
-        """Give up the connection; `gently` once the calls under way have ended."""
-        try:
-            if gently:
-                await self._is_idle.wait()
-        finally:
-            await self._channel.close()
+    async def idle(self) -> None:
+        """Wait until no call is under way."""
+        await self._is_idle.wait()
+
+    async def close(self) -> None:
+        """Give up the connection."""
+        await self._channel.close()
 
     def _noted(self, error: DiptychError, code: str) -> DiptychError:
         log.info("call failed", kind=self._kind.name, address=self.address, code=code, reason=error.reason)

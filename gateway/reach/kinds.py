@@ -1,16 +1,18 @@
 """The two services behind the gateway, and the pools that reach them."""
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from typing import TypeAlias
 
+import grpc
 from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc, encoder_service_pb2, encoder_service_pb2_grpc
 
 from gateway.settings import GatewaySettings
 from services.common.channels import open_channel
-from services.common.tls import channel_credentials
+from services.common.tls import watched_credentials
+from services.common.watched_files import WatchedFiles
 
 from .addresses import Resolver, Target, system_resolver
 from .endpoint import Endpoint, InfoT, Kind, Load, StubT
@@ -26,6 +28,8 @@ DecoderPool: TypeAlias = Pool[DecoderStub, Decoder]
 EncoderEndpoint: TypeAlias = Endpoint[EncoderStub, Encoder]
 DecoderEndpoint: TypeAlias = Endpoint[DecoderStub, Decoder]
 
+LOOK_S = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
@@ -37,18 +41,45 @@ class Pools:
 
 @asynccontextmanager
 async def open_pools(settings: GatewaySettings, resolver: Resolver = system_resolver) -> AsyncIterator[Pools]:
-    """Both pools, watching; nobody needs to be there yet. OSError when a certificate cannot be read."""
-    credentials = channel_credentials(settings)
+    """Both pools, watching; nobody needs to be there yet. OSError when a certificate cannot be used."""
+    credentials = watched_credentials(settings)
 
     def pool_of(kind: Kind[StubT, InfoT], address: str) -> Pool[StubT, InfoT]:
         target = Target.parse(address)
-        open_one = partial(open_channel, credentials=credentials, authority=target.authority)
+
+        def open_one(address: str) -> grpc.aio.Channel:
+            return open_channel(address, credentials.read(), authority=target.authority)
+
         return Pool(kind, target, open_one, resolver)
 
     async with AsyncExitStack() as stack:
         encoders = await stack.enter_async_context(pool_of(ENCODERS, settings.encoder).running())
         decoders = await stack.enter_async_context(pool_of(DECODERS, settings.decoder).running())
-        yield Pools(encoders, decoders)
+        pools = Pools(encoders, decoders)
+        await stack.enter_async_context(_renewing(pools, credentials))
+        yield pools
+
+
+@asynccontextmanager
+async def _renewing(pools: Pools, credentials: WatchedFiles[grpc.ChannelCredentials | None]) -> AsyncIterator[None]:
+    """Meanwhile, connect anew whenever the certificates have changed."""
+
+    async def follow() -> None:
+        used = credentials.read()
+        while True:
+            await asyncio.sleep(LOOK_S)
+            if (found := credentials.read()) is not used:
+                used = found
+                pools.encoders.renew()
+                pools.decoders.renew()
+
+    following = asyncio.create_task(follow())
+    try:
+        yield
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
 
 
 async def _describe_encoder(stub: EncoderStub, timeout_s: float) -> Encoder:

@@ -36,6 +36,7 @@ class Pool(Generic[StubT, InfoT]):
         self._target, self._open_channel, self._resolver = target, open_channel, resolver
         self._endpoints: dict[str, Endpoint[StubT, InfoT]] = {}
         self._watches: dict[str, asyncio.Task[None]] = {}
+        self._renewals: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._has_looked = False
         self._change = asyncio.Event()
@@ -57,11 +58,17 @@ class Pool(Generic[StubT, InfoT]):
         try:
             yield self
         finally:
-            tasks = [looking, *self._watches.values(), *self._leaving]
+            tasks = [looking, *self._renewals.values(), *self._watches.values(), *self._leaving]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints.values()))
+
+    def renew(self) -> None:
+        """Connect anew to all, in the place of each present connection once that works. Calls on the old ones go on."""
+        for address in self._endpoints:
+            self._stop_renewal(address)
+            self._renewals[address] = asyncio.create_task(self._renew(address))
 
     async def settled(self) -> list[Endpoint[StubT, InfoT]]:
         """The usable endpoints; waits for the first while one may still turn out to be. May be empty."""
@@ -120,17 +127,53 @@ class Pool(Generic[StubT, InfoT]):
                 self._add(address)
 
     def _add(self, address: str) -> None:
-        endpoint = Endpoint(self.kind, address, self._open_channel(address), self._note_change)
-        self._endpoints[address] = endpoint
-        self._watches[address] = asyncio.create_task(endpoint.watch())
+        self._endpoints[address], self._watches[address] = self._opened(address)
         log.info("endpoint added", kind=self.kind.name, address=address)
         self._note_change()
 
     def _drop(self, address: str) -> None:
-        endpoint = self._endpoints.pop(address)
-        self._watches.pop(address).cancel()
-        leaving = asyncio.create_task(endpoint.close(gently=True))
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
+        self._stop_renewal(address)
+        self._retire(address)
         log.info("endpoint dropped", kind=self.kind.name, address=address)
         self._note_change()
+
+    async def _renew(self, address: str) -> None:
+        endpoint, watch = self._opened(address)
+        try:
+            while endpoint.status is not Status.USABLE:
+                await self.change.wait()
+        except asyncio.CancelledError:
+            watch.cancel()
+            await endpoint.close()
+            raise
+        self._retire(address)
+        self._endpoints[address], self._watches[address] = endpoint, watch
+        del self._renewals[address]
+        log.info("endpoint renewed", kind=self.kind.name, address=address)
+        self._note_change()
+
+    def _stop_renewal(self, address: str) -> None:
+        if (renewal := self._renewals.pop(address, None)) is not None:
+            self._let_go(renewal)
+            renewal.cancel()
+
+    def _opened(self, address: str) -> tuple[Endpoint[StubT, InfoT], asyncio.Task[None]]:
+        endpoint = Endpoint(self.kind, address, self._open_channel(address), self._note_change)
+        return endpoint, asyncio.create_task(endpoint.watch())
+
+    def _retire(self, address: str) -> None:
+        endpoint, watch = self._endpoints.pop(address), self._watches.pop(address)
+
+        async def leave() -> None:
+            try:
+                await endpoint.idle()
+            finally:
+                watch.cancel()
+                await endpoint.close()
+
+        self._let_go(asyncio.create_task(leave()))
+
+    def _let_go(self, task: asyncio.Task[None]) -> None:
+        """Whatever ends by itself is waited for at the end at most."""
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)

@@ -19,7 +19,7 @@ import grpc
 
 from services.common.errors import DiptychError
 from services.common.interceptors import Context, Handler, behaviour_of, with_behaviour
-from services.common.watched_file import WatchedFile
+from services.common.watched_files import watched_text
 
 Scope = Literal["user", "admin"]
 
@@ -62,11 +62,11 @@ class TokenFileError(ValueError):
 class TokenFile:
     """The tokens in a file, a line each: tenant, scope (user or admin), SHA-256 of the token. `#` starts a comment.
 
-    The file is read again when it has changed (see watched_file.py). Raises TokenFileError or OSError at first.
+    The file is read again when it has changed (see watched_files.py). Raises TokenFileError or OSError at first.
     """
 
     def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._file = WatchedFile(path, parse_tokens, "tokens", clock=clock)
+        self._file = watched_text(path, parse_tokens, "tokens", clock=clock)
 
     def find(self, token: str) -> Identity | None:
         """The caller with that token. Compares with every line in constant time."""

@@ -1,7 +1,9 @@
 """TLS: what a process shows of itself and whom it trusts, from PEM files."""
 
 import os
+import ssl
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -9,6 +11,8 @@ import grpc
 import structlog
 from pydantic import Field, FilePath, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.common.watched_files import WatchedFiles
 
 log = structlog.get_logger()
 
@@ -63,6 +67,41 @@ def channel_credentials(tls: TlsSettings) -> grpc.ChannelCredentials | None:
         return None
     key, certificate = (path.read_bytes() if path else None for path in (tls.tls_key, tls.tls_cert))
     return grpc.ssl_channel_credentials(tls.tls_ca.read_bytes(), key, certificate)
+
+
+def watched_credentials(tls: TlsSettings) -> WatchedFiles[grpc.ChannelCredentials | None]:
+    """The same for a client that lives on: made anew when the files have changed, for it to open its channels anew."""
+    paths = [path for path in (tls.tls_ca, tls.tls_cert, tls.tls_key) if path]
+    return WatchedFiles(paths, partial(_usable_credentials, tls), "certificates")
+
+
+def _usable_credentials(tls: TlsSettings) -> grpc.ChannelCredentials | None:
+    """Raises OSError for files that are no PEM or no pair; gRPC would fail at each handshake, and say so nowhere."""
+    if tls.tls_ca is not None:
+        try:
+            context = ssl.create_default_context(cafile=tls.tls_ca)
+            if tls.tls_cert is not None:
+                context.load_cert_chain(tls.tls_cert, tls.tls_key, password="")  # or it would ask the terminal for one
+        except ssl.SSLError as error:
+            names = "DIPTYCH_TLS_CA, DIPTYCH_TLS_CERT or DIPTYCH_TLS_KEY"
+            raise OSError(f"{names}: {error.reason or 'cannot be used'}") from error
+    return channel_credentials(tls)
+
+
+def follow_files(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Let a context that is listened with show what the files hold at each new connection, not what they once held."""
+
+    def read() -> ssl.SSLContext:
+        fresh = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        fresh.load_cert_chain(certificate, key, password="")
+        return fresh
+
+    watched = WatchedFiles([certificate, key], read, "certificate of the metrics")
+
+    def choose(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = watched.read()
+
+    context.sni_callback = choose  # asked at every handshake, whether a client names a server or not
 
 
 class _ServerFiles:

@@ -23,7 +23,7 @@ from services.common.identity import (
     token_line,
 )
 from services.common.tls import TlsSettings, channel_credentials
-from services.common.watched_file import LOOK_INTERVAL_S
+from services.common.watched_files import LOOK_INTERVAL_S
 from tests.certificates import Authority
 from tests.harness import failure
 

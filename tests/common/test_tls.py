@@ -7,7 +7,7 @@ import grpc
 import pytest
 
 from services.common.channels import open_channel
-from services.common.tls import TlsSettings, channel_credentials
+from services.common.tls import TlsSettings, channel_credentials, watched_credentials
 from tests.certificates import Authority, Files
 
 Handlers: TypeAlias = "dict[str, grpc.RpcMethodHandler[bytes, bytes]]"
@@ -67,6 +67,25 @@ async def test_client_certificates_are_required_where_asked_for(serving: Any, au
         assert await ask(server.address, authority.ca, authority.issue("gateway")) == b"gateway"
         assert await code_of(ask(server.address, authority.ca)) is grpc.StatusCode.UNAVAILABLE
         assert await code_of(ask(server.address, authority.ca, stranger)) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_clients_files_are_taken_up_as_a_pair(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key whose certificate is not there yet changes nothing; both together make new credentials."""
+    monkeypatch.setattr("services.common.watched_files.LOOK_INTERVAL_S", 0)
+    own, fresh = authority.issue("gateway"), authority.issue("fresh")
+    watched = watched_credentials(TlsSettings(tls_ca=authority.ca, tls_cert=own.cert, tls_key=own.key))
+    first = watched.read()
+    own.key.write_bytes(fresh.key.read_bytes())
+    assert watched.read() is first
+    own.cert.write_bytes(fresh.cert.read_bytes())
+    assert watched.read() is not first
+
+
+def test_a_client_does_not_start_with_half_a_pair(authority: Authority) -> None:
+    """The variables are named."""
+    own, other = authority.issue("gateway"), authority.issue("other")
+    with pytest.raises(OSError, match="DIPTYCH_TLS_CERT or DIPTYCH_TLS_KEY: KEY_VALUES_MISMATCH"):
+        watched_credentials(TlsSettings(tls_ca=authority.ca, tls_cert=own.cert, tls_key=other.key))
 
 
 async def test_changed_files_hold_from_the_next_connection_on(serving: Any, authority: Authority) -> None:

@@ -14,7 +14,7 @@ from gateway.settings import GatewaySettings
 from services.common.checkpoint import Checkpoint
 from tests.gateway.client import until
 from tests.gateway.fakes import FakeEncoder, serving
-from tests.gateway.reach.test_pool import Decoders
+from tests.gateway.reach.decoders import Decoders
 
 HOST = "127.0.0.1"
 

@@ -1,6 +1,7 @@
 """The telemetry of one process: made at its start, handed to whoever has something to tell."""
 
 import asyncio
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from prometheus_client import CollectorRegistry, start_http_server
 from services.common.telemetry.export import NO_TRACING, Tracing, TracingError, open_tracing
 from services.common.telemetry.interceptor import TelemetryInterceptor
 from services.common.telemetry.metrics import CacheMetrics, RpcMetrics, new_registry
-from services.common.tls import TlsSettings
+from services.common.tls import TlsSettings, follow_files
 
 METRICS_EVENT = "metrics served"
 
@@ -54,6 +55,8 @@ class Telemetry:
         cert, key = (str(path) if path else None for path in (tls.tls_cert, tls.tls_key))
         try:
             server, _ = start_http_server(int(port), host.strip("[]"), self.registry, certfile=cert, keyfile=key)
+            if isinstance(server.socket, ssl.SSLSocket) and tls.tls_cert and tls.tls_key:
+                follow_files(server.socket.context, tls.tls_cert, tls.tls_key)
         except OSError as error:
             _refuse(f"DIPTYCH_METRICS_LISTEN: cannot listen on {listen}: {error.strerror}")
         log.info(METRICS_EVENT, address=f"{host}:{server.server_port}")

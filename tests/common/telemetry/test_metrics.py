@@ -143,6 +143,25 @@ async def test_metrics_are_served_over_tls_where_there_is_a_certificate(tmp_path
     assert 'diptych_build_info{service="gateway"' in page
 
 
+async def test_a_renewed_certificate_is_shown_to_the_next_scraper(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed files hold without a restart; half a pair changes nothing."""
+    monkeypatch.setattr("services.common.watched_files.LOOK_INTERVAL_S", 0)
+    old, new = (Authority(tmp_path / name, name) for name in ("old", "new"))
+    pair, fresh = old.issue("service"), new.issue("service")
+    trusts = [ssl.create_default_context(cafile=str(authority.ca)) for authority in (old, new)]
+    with structlog.testing.capture_logs() as lines:
+        async with Telemetry("gateway").served("127.0.0.1:0", ServerSettings(tls_cert=pair.cert, tls_key=pair.key)):
+            (address,) = [line["address"] for line in lines if line["event"] == METRICS_EVENT]
+            for path, source, trust in (
+                (pair.key, fresh.key, trusts[0]),
+                (pair.cert, fresh.cert, trusts[1]),
+            ):
+                path.write_bytes(source.read_bytes())
+                assert await asyncio.to_thread(_read, f"https://{address}/metrics", trust)
+
+
 def test_the_port_is_guarded_like_the_services(monkeypatch: pytest.MonkeyPatch) -> None:
     """Other machines can scrape over TLS or where that was allowed in so many words, else the start fails."""
     monkeypatch.setenv("DIPTYCH_METRICS_LISTEN", "0.0.0.0:9464")
