@@ -37,4 +37,12 @@ def model_table(model: chat.GetModelResponse) -> Table:
     table.add_row("defaults", ", ".join(f"{field.name} {value:g}" for field, value in defaults))
     for field, version in model.versions.ListFields():
         table.add_row(field.name.replace("_", " "), version)
+    for endpoint in model.endpoints:
+        table.add_row(endpoint.service, f"{endpoint.address} {_state_of(endpoint)}")
     return table
+
+
+def _state_of(endpoint: chat.GetModelResponse.Endpoint) -> str:
+    """As in "usable", or "left out: checkpoint of gateway and decoder differs"."""
+    state = endpoint.State.Name(endpoint.state).removeprefix("STATE_").replace("_", " ").lower()
+    return f"{state}: {endpoint.difference}" if endpoint.difference else state

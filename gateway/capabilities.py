@@ -11,6 +11,7 @@ from services.common.keys import CacheProfile
 from .reach.choice import choose
 from .reach.endpoint import Endpoint, StubT
 from .reach.kinds import Decoder, DecoderEndpoint, Encoder, Pools
+from .reach.pool import Pool
 
 InfoT = TypeVar("InfoT", Encoder, Decoder)
 
@@ -71,19 +72,23 @@ class Capabilities:
             return _fitting(self._pools.decoders.usable, self.require_decoder)
         return []
 
-    def misfits(self) -> set[tuple[str, str, str]]:
-        """Kind, address and what differs, of each that can be reached and does not fit this gateway."""
-        decoders, encoders = self._pools.decoders.usable, self._pools.encoders.usable
-        return _misfits("decoder", decoders, self.require_decoder) | _misfits("encoder", encoders, self._require_own)
+    def misfits(self) -> dict[tuple[str, str], str]:
+        """What differs, by kind and address, of each that can be reached and gets no requests because of it."""
+        return {
+            **_misfits(self._pools.decoders, self.require_decoder),
+            **_misfits(self._pools.encoders, self._require_use),
+        }
 
     def has_pair(self) -> bool:
         """Whether an encoder and a decoder can be reached that fit this gateway and each other."""
         return any(one.info is not None and self._has_encoder(one.info) for one in self.fitting_decoders())
 
-    def _require_own(self, encoder: Encoder) -> None:
+    def _require_use(self, encoder: Encoder) -> None:
+        """Raises VersionMismatch when `encoder` does not fit this gateway, or none of the decoders that do."""
         expected = self.checkpoint_digest or encoder.checkpoint_digest
         _require_equal("checkpoint of gateway and encoder", expected, encoder.checkpoint_digest)
         _require_equal("preprocessing", self._checkpoint.preprocessor.version, encoder.preprocessing)
+        _fitting(self.fitting_decoders(), lambda decoder: self.require_encoder(encoder, decoder))
 
     def _has_encoder(self, decoder: Decoder) -> bool:
         with suppress(VersionMismatch):
@@ -117,15 +122,13 @@ def _fitting(found: Sequence[Endpoint[StubT, InfoT]], require: Callable[[InfoT],
     return fitting
 
 
-def _misfits(
-    kind: str, found: Sequence[Endpoint[StubT, InfoT]], require: Callable[[InfoT], None]
-) -> set[tuple[str, str, str]]:
-    misfits = set()
-    for endpoint in found:
+def _misfits(pool: Pool[StubT, InfoT], require: Callable[[InfoT], None]) -> dict[tuple[str, str], str]:
+    misfits = {}
+    for endpoint in pool.usable:
         try:
             _fitting([endpoint], require)
         except VersionMismatch as error:
-            misfits.add((kind, endpoint.address, error.message))
+            misfits[pool.kind.name, endpoint.address] = error.message
     return misfits
 
 

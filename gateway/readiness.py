@@ -18,13 +18,14 @@ async def readiness(pools: Pools, capabilities: Capabilities) -> AsyncIterator[b
     decoders are there and none fits: an upgrade has gone past this gateway, and others can answer. When nobody is there
     it stays as it is: no other gateway would do better, and this one names what is missing.
     """
-    is_ready, told = False, set[tuple[str, str, str]]()
+    is_ready, told = False, dict[tuple[str, str], str]()
     yield is_ready
     while True:
         changes = pools.encoders.change, pools.decoders.change
         if is_ready != (is_ready := _is_ready(pools, capabilities, was_ready=is_ready)):
             yield is_ready
-        for kind, address, difference in (misfits := capabilities.misfits()) - told:
+        misfits = capabilities.misfits()
+        for (kind, address), difference in misfits.items() - told.items():
             log.warning("endpoint left out", kind=kind, address=address, reason=difference)
         told = misfits
         await _first_of(*changes)

@@ -11,9 +11,11 @@ from .answer import Answer
 from .caller import Caller
 from .capabilities import Capabilities
 from .decoding import DecodeJob
+from .endpoints import described
 from .generation import GenerationRules
 from .media import MediaItem
 from .prompt import Prompt, PromptBuilder
+from .reach.kinds import Pools
 from .stopwatch import Stopwatch
 
 
@@ -21,12 +23,18 @@ class Reports:
     """Writes them for one model."""
 
     def __init__(
-        self, checkpoint: Checkpoint, prompts: PromptBuilder, generation: GenerationRules, capabilities: Capabilities
+        self,
+        checkpoint: Checkpoint,
+        prompts: PromptBuilder,
+        generation: GenerationRules,
+        capabilities: Capabilities,
+        pools: Pools,
     ) -> None:
         self._checkpoint = checkpoint
         self._prompts = prompts
         self._generation = generation
         self._capabilities = capabilities
+        self._pools = pools
 
     def started(
         self, items: Sequence[MediaItem], prompt: Prompt, generation: generation_pb2.Generation, caller: Caller
@@ -79,6 +87,7 @@ class Reports:
             video_pixels=_limits(pre.video),
             dtype=decoder.dtype if decoder is not None else "",
             vision_dtype=encoder.dtype if encoder is not None else "",
+            endpoints=described(self._pools, self._capabilities),
         )
 
     @property

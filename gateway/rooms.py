@@ -68,7 +68,7 @@ class Rooms:
             checkpoint.generation, settings.greedy_default, settings.max_completion_tokens
         )
         self.capabilities = Capabilities(checkpoint, pools)
-        self.reports = Reports(checkpoint, self.prompts, self.generation, self.capabilities)
+        self.reports = Reports(checkpoint, self.prompts, self.generation, self.capabilities, pools)
 
     def longest_prompt(self, max_context_tokens: int) -> int:
         """Tokens that a prompt may have: one of the context stays for the answer."""

@@ -52,11 +52,12 @@ class Kind(Generic[StubT, InfoT]):
 
 
 class Status(Enum):
-    """SETTLING: nobody knows yet, but soon. USABLE: connected, serving, described. DOWN: the rest."""
+    """SETTLING: nobody knows yet, but soon. USABLE: connected, serving, described. FAILING: connected only."""
 
     SETTLING = "settling"
     USABLE = "usable"
-    DOWN = "down"
+    FAILING = "failing"
+    UNREACHABLE = "unreachable"
 
 
 class Endpoint(Generic[StubT, InfoT]):
@@ -86,9 +87,9 @@ class Endpoint(Generic[StubT, InfoT]):
         if self._state is grpc.ChannelConnectivity.READY:
             if self.info is not None and not self.breaker.is_open:
                 return Status.USABLE
-            return Status.DOWN if self._has_failed_probe or self.breaker.is_open else Status.SETTLING
+            return Status.FAILING if self._has_failed_probe or self.breaker.is_open else Status.SETTLING
         settling = (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING)
-        return Status.SETTLING if self._state in settling else Status.DOWN
+        return Status.SETTLING if self._state in settling else Status.UNREACHABLE
 
     @property
     def load(self) -> float:

@@ -2,6 +2,7 @@ from diptych.v1 import content_pb2 as _content_pb2
 from diptych.v1 import generation_pb2 as _generation_pb2
 from google.rpc import status_pb2 as _status_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -288,7 +289,34 @@ class GetModelRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetModelResponse(_message.Message):
-    __slots__ = ("model", "versions", "max_context_tokens", "default_generation", "patch_size", "merge_size", "temporal_patch_size", "image_pixels", "video_pixels", "dtype", "vision_dtype")
+    __slots__ = ("model", "versions", "max_context_tokens", "default_generation", "patch_size", "merge_size", "temporal_patch_size", "image_pixels", "video_pixels", "dtype", "vision_dtype", "endpoints")
+    class Endpoint(_message.Message):
+        __slots__ = ("service", "address", "state", "checkpoint_digest", "difference")
+        class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+            __slots__ = ()
+            STATE_UNSPECIFIED: _ClassVar[GetModelResponse.Endpoint.State]
+            STATE_USABLE: _ClassVar[GetModelResponse.Endpoint.State]
+            STATE_LEFT_OUT: _ClassVar[GetModelResponse.Endpoint.State]
+            STATE_SETTLING: _ClassVar[GetModelResponse.Endpoint.State]
+            STATE_FAILING: _ClassVar[GetModelResponse.Endpoint.State]
+            STATE_UNREACHABLE: _ClassVar[GetModelResponse.Endpoint.State]
+        STATE_UNSPECIFIED: GetModelResponse.Endpoint.State
+        STATE_USABLE: GetModelResponse.Endpoint.State
+        STATE_LEFT_OUT: GetModelResponse.Endpoint.State
+        STATE_SETTLING: GetModelResponse.Endpoint.State
+        STATE_FAILING: GetModelResponse.Endpoint.State
+        STATE_UNREACHABLE: GetModelResponse.Endpoint.State
+        SERVICE_FIELD_NUMBER: _ClassVar[int]
+        ADDRESS_FIELD_NUMBER: _ClassVar[int]
+        STATE_FIELD_NUMBER: _ClassVar[int]
+        CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+        DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+        service: str
+        address: str
+        state: GetModelResponse.Endpoint.State
+        checkpoint_digest: str
+        difference: str
+        def __init__(self, service: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[_Union[GetModelResponse.Endpoint.State, str]] = ..., checkpoint_digest: _Optional[str] = ..., difference: _Optional[str] = ...) -> None: ...
     class PixelLimits(_message.Message):
         __slots__ = ("min_pixels", "max_pixels")
         MIN_PIXELS_FIELD_NUMBER: _ClassVar[int]
@@ -307,6 +335,7 @@ class GetModelResponse(_message.Message):
     VIDEO_PIXELS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     VISION_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    ENDPOINTS_FIELD_NUMBER: _ClassVar[int]
     model: str
     versions: ModelVersions
     max_context_tokens: int
@@ -318,4 +347,5 @@ class GetModelResponse(_message.Message):
     video_pixels: GetModelResponse.PixelLimits
     dtype: str
     vision_dtype: str
-    def __init__(self, model: _Optional[str] = ..., versions: _Optional[_Union[ModelVersions, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., patch_size: _Optional[int] = ..., merge_size: _Optional[int] = ..., temporal_patch_size: _Optional[int] = ..., image_pixels: _Optional[_Union[GetModelResponse.PixelLimits, _Mapping]] = ..., video_pixels: _Optional[_Union[GetModelResponse.PixelLimits, _Mapping]] = ..., dtype: _Optional[str] = ..., vision_dtype: _Optional[str] = ...) -> None: ...
+    endpoints: _containers.RepeatedCompositeFieldContainer[GetModelResponse.Endpoint]
+    def __init__(self, model: _Optional[str] = ..., versions: _Optional[_Union[ModelVersions, _Mapping]] = ..., max_context_tokens: _Optional[int] = ..., default_generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., patch_size: _Optional[int] = ..., merge_size: _Optional[int] = ..., temporal_patch_size: _Optional[int] = ..., image_pixels: _Optional[_Union[GetModelResponse.PixelLimits, _Mapping]] = ..., video_pixels: _Optional[_Union[GetModelResponse.PixelLimits, _Mapping]] = ..., dtype: _Optional[str] = ..., vision_dtype: _Optional[str] = ..., endpoints: _Optional[_Iterable[_Union[GetModelResponse.Endpoint, _Mapping]]] = ...) -> None: ...
