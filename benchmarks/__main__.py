@@ -6,75 +6,30 @@ CPU; without it vLLM is left out.
 
 import argparse
 import os
-import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 from rich.console import Console
 
 from benchmarks import reuse, serve, storm
 from benchmarks.accuracy import measure_accuracy
-from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
-from benchmarks.figures import CONTEXT, PERCENT, Figure, Result, heard, ratio_of, write_results
-from benchmarks.limits import Limits, encode_work, measure_limits, prefill_work, step_work
+from benchmarks.checkpoints import SHAPES, ensure_checkpoint
+from benchmarks.figures import PERCENT, Result, compared, write_results
+from benchmarks.limits import measure_limits
 from benchmarks.plots import draw_plots
 from benchmarks.report import Conditions, results_table, write_report
+from benchmarks.shapes import effort, measure_encoder, measure_shape
+from benchmarks.turns import ROOT, Runner
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 DEMO = ROOT / "models" / "demo"
-
 
 Part = Callable[[], list[Result]]
 
 SECOND_SHARE = "second question, share of the first with its encoding"
-
-
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """What the engine computes in, and how a program is told."""
-
-    name: str
-    weight_bytes: int
-    kv_bytes: int
-    options: tuple[str, ...]
-
-
-PRECISIONS = (
-    Precision("fp32", 4, 4, ()),
-    Precision("bf16", 2, 2, ("--dtype", "bfloat16", "--speed-alone")),
-    Precision("int8", 1, 4, ("--quantize", "int8", "--speed-alone")),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Runner:
-    """A program that prints figures. `python`: the interpreter that has what it needs."""
-
-    name: str
-    module: str
-    options: tuple[str, ...] = ()
-    python: str = sys.executable
-    failures: ClassVar[list[str]] = []  # of all, told at the end
-
-    def run(self, checkpoint: Path, *, quick: bool) -> list[Figure]:
-        """Its figures for a checkpoint; those up to there, if it fails."""
-        command = [self.python, "-m", self.module, str(checkpoint), *self.options, *(["--quick"] if quick else [])]
-        environment = {
-            **os.environ,
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "protos")]),
-        }
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False, cwd=ROOT, env=environment)  # noqa: S603 -- our own programs
-        if done.returncode:
-            self.failures.append(f"{self.name} ({self.module}, {checkpoint.name}) ended with {done.returncode}")
-        return [figure for line in done.stdout.splitlines() if (figure := heard(line)) is not None]
 
 
 def main() -> None:
@@ -87,7 +42,7 @@ def main() -> None:
         Result("memory read", limits.read_gb_per_s, "GB/s"),
         Result("fp32 matrix product", limits.gemm_gflop_per_s, "GFLOP/s"),
     ]
-    for name, part in _parts(arguments, limits):
+    for name, part in _parts(arguments):
         console.print(name)
         results += _attempt(part)
         _write(results, conditions)  # what there is, should the run be cut short
@@ -96,7 +51,7 @@ def main() -> None:
         sys.exit("\n".join(Runner.failures))
 
 
-def _parts(arguments: argparse.Namespace, limits: Limits) -> Iterator[tuple[str, Part]]:
+def _parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Part]]:
     """What is measured, by name; the longest comes last."""
     quick, folder = arguments.quick, arguments.checkpoints
     for name in arguments.shapes:
@@ -105,8 +60,8 @@ def _parts(arguments: argparse.Namespace, limits: Limits) -> Iterator[tuple[str,
             if not arguments.without_services:
                 yield "sharing", partial(measure_sharing, folder / "small-vision", quick=quick)
                 yield "services", partial(serve.measure_services, str(DEMO), num_repeats=2 if quick else 5)
-        yield f"{name}: encoder", partial(measure_encoder, name, folder / f"{name}-vision", limits, quick=quick)
-        yield f"{name}: engine", partial(measure_shape, name, folder / name, limits, quick=quick)
+        yield f"{name}: encoder", partial(measure_encoder, name, folder / f"{name}-vision", quick=quick)
+        yield f"{name}: engine", partial(measure_shape, name, folder / name, quick=quick)
 
 
 def _write(results: list[Result], conditions: Conditions) -> None:
@@ -119,7 +74,7 @@ def _write(results: list[Result], conditions: Conditions) -> None:
 
 def measure_demo(*, quick: bool) -> list[Result]:
     """What int8 changes in the answers of the demo checkpoint."""
-    figures = Runner("diptych", "benchmarks.agreement").run(DEMO, quick=quick)
+    figures = Runner("diptych", "benchmarks.agreement").run(DEMO, *effort(quick=quick))
     agreement = [Result(f"demo int8: {figure.name}", figure.value, figure.unit) for figure in figures]
     return [*agreement, measure_accuracy(DEMO, ROOT, 10 if quick else 40)]
 
@@ -133,49 +88,17 @@ def _attempt(part: Part) -> list[Result]:
         return []
 
 
-def measure_shape(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:
-    """The engine in each precision, each of its figures beside every peer's."""
-    shape = SHAPES[name]
-    checkpoint = ensure_checkpoint(folder, shape)
-    size = () if name == "small" else ("--large",)
-    peers = {peer.name: peer.run(checkpoint, quick=quick) for peer in _peers(size)}
-    results = []
-    for precision in PRECISIONS:
-        figures = Runner("diptych", "benchmarks.engine", (*size, *precision.options)).run(checkpoint, quick=quick)
-        for figure in figures:
-            share = _limit_share(figure, shape, precision, limits)
-            results += _compared(f"{name} {precision.name}: {figure.name}", figure, peers, share)
-        peers.setdefault("diptych fp32", figures)  # the first: what the others are compared with too
-    return results
-
-
-def measure_encoder(name: str, folder: Path, limits: Limits, *, quick: bool) -> list[Result]:
-    """The vision tower in each precision, beside transformers'. Of a large one only single pictures."""
-    shape = SHAPES[name].for_vision()
-    checkpoint = ensure_checkpoint(folder, shape)
-    size = () if name == "small" else ("--large",)
-    tower = Runner("transformers fp32", "benchmarks.peers.vision_in_transformers", size)
-    peers = {tower.name: tower.run(checkpoint, quick=quick)}
-    results = []
-    for precision, options in (("fp32", ()), ("int8", ("--quantize", "int8"))):
-        for figure in Runner("diptych", "benchmarks.encoder", (*size, *options)).run(checkpoint, quick=quick):
-            side = re.fullmatch(r"encode (\d+) x \1", figure.name) if precision == "fp32" else None
-            share = limits.share(encode_work(shape, int(side[1])), figure.value / 1000) if side else None
-            results += _compared(f"{name} tower {precision}: {figure.name}", figure, peers, share)
-    return results
-
-
 def measure_sharing(tower: Path, *, quick: bool) -> list[Result]:
     """What services give that one process does not: streams beside a storm of pictures, and clips that overlap."""
     checkpoint = ensure_checkpoint(tower, SHAPES["small"].for_vision())
     clips = reuse.measure_reuse(checkpoint, num_repeats=1 if quick else 3)
     if len(os.sched_getaffinity(0)) < 2:
         return clips  # a storm needs a core of its own
-    theirs = Runner("transformers fp32", "benchmarks.peers.storm_in_transformers").run(DEMO, quick=quick)
+    theirs = Runner("transformers fp32", "benchmarks.peers.storm_in_transformers").run(DEMO, *effort(quick=quick))
     ours = storm.measure_storm(str(DEMO))
     peers = {"transformers fp32": [*theirs, storm.slowdown(theirs)]}
     figures = (*ours, storm.slowdown(ours))
-    return clips + [line for figure in figures for line in _compared(figure.name, figure, peers, None)]
+    return clips + [line for figure in figures for line in compared(figure.name, figure, peers)]
 
 
 def second_questions(results: Sequence[Result]) -> list[Result]:
@@ -192,37 +115,6 @@ def second_questions(results: Sequence[Result]) -> list[Result]:
 
 def _encoding(shape: str) -> str:
     return f"{shape} tower fp32: encode 448 x 448"  # the size of benchmarks/engine.py's picture
-
-
-def _peers(size: tuple[str, ...]) -> list[Runner]:
-    peers = [Runner("transformers fp32", "benchmarks.peers.in_transformers", size)]
-    if environment := os.environ.get("VLLM_VENV"):
-        peers.append(Runner("vLLM fp32", "benchmarks.peers.in_vllm", size, python=f"{environment}/bin/python"))
-    return peers
-
-
-def _compared(name: str, figure: Figure, peers: dict[str, list[Figure]], share: float | None) -> list[Result]:
-    """A result for each peer that measures the same, or one without."""
-    found = [(peer, other) for peer, figures in peers.items() for other in figures if other.name == figure.name]
-    if not found:
-        return [Result(name, figure.value, figure.unit, limit_share=share)]
-    return [
-        Result(name, figure.value, figure.unit, peer, other.value, ratio_of(figure, other), share)
-        for peer, other in found
-    ]
-
-
-def _limit_share(figure: Figure, shape: Shape, precision: Precision, limits: Limits) -> float | None:
-    """How much of the machine's limit a figure reaches, for those that have one: a prompt's is fp32's alone."""
-    num_bytes = (precision.weight_bytes, precision.kv_bytes)
-    match figure.name.replace(",", "").split():
-        case ["decode", "batch", batch]:
-            return limits.share(step_work(shape, int(batch), CONTEXT, *num_bytes), int(batch) / figure.value)
-        case ["step", "batch", batch, "context", context]:
-            return limits.share(step_work(shape, int(batch), int(context), *num_bytes), figure.value / 1000)
-        case ["prefill", num_tokens] if precision.name == "fp32":
-            return limits.share(prefill_work(shape, int(num_tokens)), figure.value / 1000)
-    return None
 
 
 def _parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

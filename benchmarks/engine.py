@@ -48,6 +48,7 @@ ALL_AT_ONCE: dict[str, Any] = {"max_step_tokens": 8192, "max_stretch": 1e9}  # p
 PICTURE = (1, 32, 32)  # 448 x 448 pixels
 LONG_PROMPT = 4096
 NUM_STREAMS = 4
+NUM_IDLE_TOKENS = 150
 NUM_TURNS, QUESTION_TOKENS, ANSWER_TOKENS = 5, 32, 8
 STEP_BATCHES, STEP_CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 1024, 4096, 16384)
 
@@ -161,14 +162,14 @@ class EngineBenchmark:
         say("fifth turn, tokens before its answer", num_tokens, TOKENS)
         say("fifth turn, tokens computed", num_tokens - turn.num_cached_tokens, TOKENS)
 
-    def stutter(self, name: str, **settings: Any) -> None:
+    def stutter(self, name: str, num_idle_tokens: int, **settings: Any) -> None:
         """Time between tokens of running streams, idle and while a long prompt is computed: 99th percentiles."""
         with self._engine(**settings) as engine:
             streams = [Stream(engine, _text(64), LONG_PROMPT, []) for _ in range(NUM_STREAMS)]
             streams[-1].wait_for(3)  # all run
             seen = streams[0]
             start = len(seen.times)
-            seen.wait_for(start + self._num_tokens)
+            seen.wait_for(start + num_idle_tokens)
             idle = len(seen.times)
             prompt = Stream(engine, _text(LONG_PROMPT), 1, []).wait()
             seen.wait_for(len(seen.times) + 1)  # the step that ended the prompt
@@ -243,27 +244,29 @@ def request_of(
 
 
 def main() -> None:
-    """All figures of one checkpoint."""
+    """The figures of one checkpoint."""
     parser = argument_parser(__doc__)
     parser.add_argument("--dtype", default="float32", choices=TORCH_DTYPES)
     parser.add_argument("--quantize", default="none")
-    parser.add_argument("--speed-alone", action="store_true", help="decode and prefill, nothing else")
+    parser.add_argument("--part", choices=("speed", "rest"), default="speed", help="decode and prefill, or all else")
     arguments = parser.parse_args()
     checkpoint = Checkpoint.open(arguments.checkpoint)
     with ThreadPoolExecutor(1) as loader:  # its helper threads end with it
         dtype, cpu = TORCH_DTYPES[arguments.dtype], torch.device("cpu")
         model = loader.submit(load_language_model, checkpoint, dtype, cpu, arguments.quantize).result()
     benchmark = EngineBenchmark(checkpoint, model, Effort.of(arguments))
-    for batch in BATCHES:
-        benchmark.decode(batch)
-    for num_tokens in PREFILLS:
-        benchmark.prefill(num_tokens)
-    if not arguments.speed_alone:
-        benchmark.second_question()
-        benchmark.fifth_turn()
-        benchmark.stutter("4096-token prompt in chunks")
-        benchmark.stutter("4096-token prompt at once", **ALL_AT_ONCE)
-        benchmark.steps(STEP_BATCHES, STEP_CONTEXTS)
+    if arguments.part == "speed":
+        for batch in BATCHES:
+            benchmark.decode(batch)
+        for num_tokens in PREFILLS:
+            benchmark.prefill(num_tokens)
+        return
+    benchmark.second_question()
+    benchmark.fifth_turn()
+    num_idle_tokens = 20 if arguments.quick else NUM_IDLE_TOKENS
+    benchmark.stutter("4096-token prompt in chunks", num_idle_tokens)
+    benchmark.stutter("4096-token prompt at once", num_idle_tokens, **ALL_AT_ONCE)
+    benchmark.steps(STEP_BATCHES, STEP_CONTEXTS)
 
 
 if __name__ == "__main__":

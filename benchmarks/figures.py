@@ -51,7 +51,7 @@ class Effort:
         """From --quick, and --large for a model of real size, whose steps take long enough to differ little."""
         if arguments.quick:
             return cls(2, 16)
-        return cls(3, 24) if arguments.large else cls(5, 64)
+        return cls(2, 12) if arguments.large else cls(3, 32)
 
 
 def argument_parser(description: str | None) -> ArgumentParser:
@@ -81,6 +81,17 @@ def ratio_of(figure: Figure, peer: Figure) -> float:
     """How many times better than a peer: more of something in a second, or less time."""
     ours, theirs = figure.value, peer.value
     return ours / theirs if figure.unit.endswith("/s") else theirs / ours
+
+
+def compared(name: str, figure: Figure, peers: dict[str, list[Figure]], share: float | None = None) -> list[Result]:
+    """A result for each peer that measures the same, or one without."""
+    found = [(peer, other) for peer, figures in peers.items() for other in figures if other.name == figure.name]
+    if not found:
+        return [Result(name, figure.value, figure.unit, limit_share=share)]
+    return [
+        Result(name, figure.value, figure.unit, peer, other.value, ratio_of(figure, other), share)
+        for peer, other in found
+    ]
 
 
 def write_results(path: Path, results: list[Result]) -> None:

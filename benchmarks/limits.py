@@ -5,7 +5,9 @@ import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -14,12 +16,12 @@ from benchmarks.figures import timed_ms
 
 READER = Path(__file__).with_name("read_bandwidth.c")
 GEMM_SIDE = 2048
-NUM_REPEATS = 8
+NUM_REPEATS = 9
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The best of several tries: other processes can only make them lower."""
+    """Medians of several tries within a second or two."""
 
     read_gb_per_s: float
     gemm_gflop_per_s: float
@@ -27,6 +29,12 @@ class Limits:
     def share(self, work: "Work", seconds: float) -> float:
         """How much of the limit is reached: the least time for `work` over the time it took."""
         return max(work.num_bytes / 1e9 / self.read_gb_per_s, work.flop / 1e9 / self.gemm_gflop_per_s) / seconds
+
+    def between(self, other: "Limits") -> "Limits":
+        """The middle of two moments."""
+        return Limits(
+            (self.read_gb_per_s + other.read_gb_per_s) / 2, (self.gemm_gflop_per_s + other.gemm_gflop_per_s) / 2
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +45,21 @@ class Work:
     flop: float
 
 
-def step_work(shape: Shape, batch: int, context: int, weight_bytes: int, kv_bytes: int) -> Work:
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """Bytes of a value in memory, and whether the arithmetic is fp32's."""
+
+    layer: int
+    head: int
+    kv: int
+    is_fp32: bool
+
+
+def step_work(shape: Shape, batch: int, context: int, widths: Widths) -> Work:
     """One decode step: every weight is read once, and every sequence's keys and values."""
-    num_weights = shape.num_layer_weights + shape.num_head_weights
-    num_bytes = num_weights * weight_bytes + batch * context * shape.kv_values_per_token * kv_bytes
-    return Work(num_bytes, 2 * batch * num_weights if weight_bytes == 4 else 0)
+    weights = shape.num_layer_weights * widths.layer + shape.num_head_weights * widths.head
+    num_bytes = weights + batch * context * shape.kv_values_per_token * widths.kv
+    return Work(num_bytes, 2 * batch * (shape.num_layer_weights + shape.num_head_weights) if widths.is_fp32 else 0)
 
 
 def prefill_work(shape: Shape, num_tokens: int) -> Work:
@@ -65,17 +83,31 @@ def measure_limits() -> Limits:
 
 
 def _read_gb_per_s() -> float:
+    reader = _compiled_reader()
+    if reader is None:
+        values = torch.ones(1 << 28)
+        return values.nbytes / 1e6 / median(timed_ms(values.sum) for _ in range(NUM_REPEATS))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([reader, str(NUM_REPEATS)], check=True, capture_output=True, text=True, env=environment)  # noqa: S603 -- our own program
+    return median(float(line) for line in done.stdout.splitlines())
+
+
+@cache
+def _compiled_reader() -> str | None:
+    """The path of the compiled program; None without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None:
-        values = torch.ones(1 << 28)
-        return values.nbytes / 1e6 / min(timed_ms(values.sum) for _ in range(NUM_REPEATS))
-    with tempfile.TemporaryDirectory() as folder:
-        program = f"{folder}/reader"
-        flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp"]
-        subprocess.run([compiler, *flags, str(READER), "-o", program], check=True)  # noqa: S603 -- our own arguments
-        environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run([program], check=True, capture_output=True, text=True, env=environment)  # noqa: S603
-        return float(done.stdout)
+        return None
+    program = f"{_folder().name}/reader"
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp"]
+    subprocess.run([compiler, *flags, str(READER), "-o", program], check=True)  # noqa: S603 -- our own arguments
+    return program
+
+
+@cache
+def _folder() -> "tempfile.TemporaryDirectory[str]":
+    """For as long as this process lives."""
+    return tempfile.TemporaryDirectory()
 
 
 def _gemm_gflop_per_s() -> float:
@@ -86,5 +118,5 @@ def _gemm_gflop_per_s() -> float:
         lambda: torch.mm(left, right),
         lambda: torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], ""),
     )
-    best_ms = min(timed_ms(kernel) for kernel in kernels for _ in range(NUM_REPEATS))
+    best_ms = min(median(timed_ms(kernel) for _ in range(NUM_REPEATS)) for kernel in kernels)
     return 2 * GEMM_SIDE**3 / 1e6 / best_ms

@@ -2,9 +2,11 @@
 
 On the CPU, weights are laid out once for oneDNN's kernels, which PyTorch's compiler uses too: on AMD's processors they
 take half the time of `torch.nn.functional.linear`, from one row to hundreds (docs/performance.md). In int8 they read a
-quarter of the bytes.
+quarter of the bytes. Few rows cost the time of reading the weight: what a checkpoint stores in 16 bits is read as such
+(`HalfLinear`), though it is float32 that computes.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Literal, Protocol, get_args
@@ -17,6 +19,11 @@ Quantization = Literal["none", "int8"]
 Activation = Literal["none", "quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)[1:]
 QUICK_GELU = 1.702  # x * sigmoid(1.702 * x) is silu(1.702 * x) / 1.702
+
+MAX_FEW_ROWS = 24  # up to here reading the weight takes longest
+HALF_RANGE_BITS = 15  # weights up to 2^15 are fp16's
+HALF_ERROR = 2.0**-30  # of the largest weight: far below what sums in float32 keep
+CHECKED_ROWS = 4096  # at once
 
 WEIGHT_LEVELS = 127
 # Without VNNI the kernels add products in pairs of 16 bits, which values of seven bits cannot overflow.
@@ -78,6 +85,32 @@ class QuantizedLinear:
         return product if self._bias is None else product.add_(self._bias)
 
 
+class HalfLinear:
+    """float32 by a weight that is kept in fp16 without a loss: half of the bytes to read, sums in float32.
+
+    Made for few rows (fbgemm's kernels). A row's result does not depend on the rows beside it.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+        scale = _half_scale(weight)
+        self._weight = torch.ops.quantized.linear_prepack_fp16(weight * scale, None if bias is None else bias * scale)
+        self._unscale = 1 / scale
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
+        return product.mul_(self._unscale)
+
+
+class FewOrMany:
+    """One layer for steps of few rows and for prompts, each by the form that is faster."""
+
+    def __init__(self, few: Linear, many: Linear) -> None:
+        self._few, self._many = few, many
+
+    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._few(rows) if len(rows) <= MAX_FEW_ROWS else self._many(rows)
+
+
 class ActivatedLinear:
     """An activation, in place, after a linear layer that has none."""
 
@@ -104,6 +137,28 @@ def make_linear(
     return plain if activation == "none" else ActivatedLinear(plain, _IN_PLACE[activation])
 
 
+def make_decoding_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    quantization: Quantization = "none",
+    *,
+    has_copy: bool = True,
+) -> Linear:
+    """A linear layer for steps of few rows, and with `has_copy`, in float32 of a 16-bit weight, one for prompts too."""
+    if quantization == "int8" or not fits_half(weight):
+        return make_linear(weight, bias, quantization)
+    few = HalfLinear(weight, bias)
+    return FewOrMany(few, make_linear(weight, bias)) if has_copy else few
+
+
+def fits_half(weight: torch.Tensor) -> bool:
+    """Whether a float32 weight on the CPU is one of 16 bits, which `HalfLinear` loses nothing of."""
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not can_halve():
+        return False
+    scaled = (part * _half_scale(weight) for part in torch.split(weight, CHECKED_ROWS))
+    return all(bool((part.half() - part).abs().max() <= HALF_ERROR * 2**HALF_RANGE_BITS) for part in scaled)
+
+
 def product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """`left @ right.T` [n, m] of rows [n, k] and [m, k], by oneDNN; where `can_pack` says that it can."""
     product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, right, None, "none", [], "")
@@ -128,6 +183,12 @@ def can_quantize() -> bool:
     return _runs(QuantizedLinear, torch.float32)
 
 
+@cache
+def can_halve() -> bool:
+    """The same for fp16 weights beside float32."""
+    return _runs(HalfLinear, torch.float32)
+
+
 _IN_ONEDNN: dict[Activation, tuple[str, str]] = {
     "none": ("none", ""),
     "gelu": ("gelu", "none"),
@@ -143,7 +204,14 @@ _IN_PLACE: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _runs(kind: type[PackedLinear | QuantizedLinear], dtype: torch.dtype) -> bool:
+def _half_scale(weight: torch.Tensor) -> float:
+    """The power of two that brings the largest weight to fp16's upper end, where small ones are still exact."""
+    low, high = weight.aminmax()
+    _, exponent = math.frexp(max(float(-low), float(high), SMALLEST))  # 0 of what is not finite
+    return 2.0 ** (HALF_RANGE_BITS - exponent)
+
+
+def _runs(kind: type[PackedLinear | QuantizedLinear | HalfLinear], dtype: torch.dtype) -> bool:
     try:
         with torch.inference_mode():
             kind(torch.ones(16, 16, dtype=dtype), torch.ones(16, dtype=dtype))(torch.ones(2, 16, dtype=dtype))

@@ -49,7 +49,9 @@ def build_decoder(
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
     require_quantizable(settings.quantize, dtype, device, variable_name(DecoderSettings, "quantize"))
-    model = load_language_model(checkpoint, TORCH_DTYPES[dtype], device, settings.quantize)
+    model = load_language_model(
+        checkpoint, TORCH_DTYPES[dtype], device, settings.quantize, prompt_weights=settings.prompt_weights
+    )
     metrics = DecoderMetrics(telemetry.registry)
     parts = build_engine(settings, checkpoint, model, metrics.step.observe)
     metrics.watch(lambda: parts.engine.load, parts.pool.num_blocks)

@@ -4,7 +4,7 @@ import torch
 from safetensors import safe_open
 
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
-from services.common.linear import Linear, Quantization, make_linear
+from services.common.linear import Linear, Quantization, make_decoding_linear
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
 from services.decoder.unpack import PARTS, unpack
 
@@ -12,12 +12,20 @@ ACTIVATIONS = {"silu", "swish"}
 
 
 def load_language_model(
-    checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization: Quantization = "none"
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: Quantization = "none",
+    *,
+    prompt_weights: bool = True,
 ) -> LanguageModel:
-    """Read, fuse and quantise the language weights. CheckpointError names a tensor that is missing or misshapen."""
+    """Read, fuse and quantise the language weights. CheckpointError names a tensor that is missing or misshapen.
+
+    `prompt_weights`: where 16-bit weights compute in float32, keep a copy in 32 bits for prompts.
+    """
     if checkpoint.text.hidden_act not in ACTIVATIONS:
         raise CheckpointError(f"{checkpoint.path}: hidden_act {checkpoint.text.hidden_act!r} is not supported")
-    reader = _TensorReader(checkpoint, dtype, device, quantization)
+    reader = _TensorReader(checkpoint, dtype, device, quantization, has_copies=prompt_weights)
     return LanguageModel(checkpoint.text, _read_weights(reader, checkpoint))
 
 
@@ -25,13 +33,20 @@ class _TensorReader:
     """Reads tensors by canonical name, one at a time, into their final place."""
 
     def __init__(
-        self, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization: Quantization
+        self,
+        checkpoint: Checkpoint,
+        dtype: torch.dtype,
+        device: torch.device,
+        quantization: Quantization,
+        *,
+        has_copies: bool,
     ) -> None:
         files = checkpoint.tensor_files(("language.", "lm_head."))
         self._places = {canonical_name(name): (name, file) for name, file in files.items()}
         self._path, self._dtype, self._device = checkpoint.path, dtype, device
         self._packing = checkpoint.packing
         self._quantization: Quantization = quantization
+        self._has_copies = has_copies
 
     def has_linear(self, name: str) -> bool:
         """Whether a layer's weight is stored, packed or not."""
@@ -41,7 +56,12 @@ class _TensorReader:
         """One linear layer out of several with the same input, stacked."""
         weight = self._stack(names, [self._weight(name) for name in names], (num_columns,))
         bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
-        return make_linear(weight, bias, self._quantization)
+        return make_decoding_linear(weight, bias, self._quantization, has_copy=self._has_copies)
+
+    def head(self, name: str, num_columns: int) -> Linear:
+        """The layer that gives logits: of a prompt it has one row."""
+        weight = self._stack([name], [self._weight(name)], (num_columns,))
+        return make_decoding_linear(weight, None, self._quantization, has_copy=False)
 
     def vector(self, name: str) -> torch.Tensor:
         """A vector in the model's dtype."""
@@ -100,7 +120,7 @@ def _read_weights(reader: _TensorReader, checkpoint: Checkpoint) -> ModelWeights
         embedding=embedding,
         layers=tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers)),
         norm=reader.vector("language.norm.weight"),
-        head=reader.linear([name if tied else "lm_head"], config.hidden_size),
+        head=reader.head(name if tied else "lm_head", config.hidden_size),
     )
 
 
