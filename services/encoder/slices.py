@@ -6,6 +6,7 @@ A slice's key follows from its pixels, so overlapping clips and equal pictures s
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from services.common.embedding import Slice
 from services.common.keys import CacheProfile, slice_key
@@ -14,6 +15,8 @@ from services.encoder.batcher import Batcher
 from services.encoder.flights import Flight, Flights, gather
 from services.encoder.telemetry import BatchTimes, record_batches
 from services.encoder.tiers import Found, Tiers
+
+_NUM_LOOKS: Final = 3  # at what is said to be there: a busy server may be late with it
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +76,15 @@ class SliceEncoder:
         # another flight may have landed since the look-up
         if found := await tiers.look_up_again(part.key):
             return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
-        async with tiers.turn(part.key, flight) as is_there:
-            if is_there and (found := (await tiers.look_up([part.key])).get(part.key)):
-                return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
-            encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
-            stored = await tiers.store(part.key, encoded.rows)
+        for _ in range(_NUM_LOOKS):
+            async with tiers.turn(part.key, flight) as is_there:
+                if not is_there:
+                    return await self._make(part, tiers, flight)
+                if found := (await tiers.look_up([part.key])).get(part.key):
+                    return EncodedSlice(part.key, found.rows, cached=True, stored=found.stored)
+        return await self._make(part, tiers, flight)
+
+    async def _make(self, part: SliceInput, tiers: Tiers, flight: Flight) -> EncodedSlice:
+        encoded = await self._batcher.submit(part.frames, part.num_patches, flight).future
+        stored = await tiers.store(part.key, encoded.rows)
         return EncodedSlice(part.key, encoded.rows, cached=False, stored=stored, times=encoded.times)

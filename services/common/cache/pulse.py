@@ -1,5 +1,7 @@
 """Whether a server answers now, by a PING four times a second, and at once when somebody is in doubt.
 
+While it does not, by one ten times a second.
+
 A PONG that is late makes everybody do without the cache until it comes, which may be a moment later: a server that is
 slow for a moment costs misses and nothing else. Only one that stays silent is called lost.
 """
@@ -14,6 +16,7 @@ import structlog
 from services.common.cache.clients import NO_ANSWER, Client
 
 INTERVAL_S = 0.25
+RETRY_S = 0.1  # of a server that is down: what it takes to be used again once it is back
 LOST_S = 0.25  # silent for so long, the connection is given up; a new one may lead to another server
 TICKS = 4
 
@@ -23,13 +26,14 @@ log = structlog.get_logger()
 class Pulse:
     """Watches the server behind `client`, which is its own. A PONG may take `timeout_s`.
 
-    `on_return` is awaited when a lost server, or one in its place, has answered.
+    `up`: the last PONG was not late. `is_lost`: none came for so long that it is taken for gone. `on_return` is awaited
+    when a lost server, or one in its place, has answered.
     """
 
     def __init__(self, client: Client, timeout_s: float, on_return: Callable[[], Awaitable[None]]) -> None:
         self._client, self._timeout_s, self._on_return = client, timeout_s, on_return
         self._is_open = self.up = True
-        self._was_lost = False
+        self.is_lost = False
         self._in_doubt = asyncio.Event()
         self._watch: asyncio.Task[None] | None = None
 
@@ -59,16 +63,16 @@ class Pulse:
     async def _run(self) -> None:
         while self._is_open:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_S):
+                async with asyncio.timeout(INTERVAL_S if self.up else RETRY_S):
                     await self._in_doubt.wait()
             self._in_doubt.clear()
             answers = await self._answers()
-            if self._was_lost and answers:
+            if self.is_lost and answers:
                 await self._on_return()
             self.up = answers
-            if self._was_lost == answers:
+            if self.is_lost == answers:
                 log.warning("cache is back" if answers else "cache is lost")
-                self._was_lost = not answers
+                self.is_lost = not answers
 
     async def _answers(self) -> bool:
         ping = asyncio.create_task(self._client.ping())

@@ -2,7 +2,7 @@
 
 An operation that is late is a miss for whoever asked, and ends by itself: it may be the connection that takes long.
 While the server is silent (see pulse.py) every operation fails without waiting. So an outage costs the few requests
-that meet it first some milliseconds, and is over a quarter of a second after the server is back.
+that meet it first some milliseconds, and is over a tenth of a second after the server is back.
 """
 
 import asyncio
@@ -22,9 +22,10 @@ from services.common.cache.pulse import TICKS, Pulse
 from services.common.cache_url import parse_cache_url
 
 MAX_CONNECTIONS = 8
-WRITE_PAUSE_S = 1.0  # after the server has refused a write: full or read-only
+WRITE_PAUSE_S = 0.5  # after the server has refused a write: full or read-only
 REPLY_TIMEOUT_S = 0.008  # for an answer of no size, unless configured
 VALUE_TIMEOUT_S = 0.1  # more for each value, while the server answers: 40 MB/s is the slowest that is no failure
+CLAIM_TIMEOUT_S = 0.1  # more for a lease, unless the server is lost: work done twice costs more than the wait
 CONNECT_TIMEOUT_S = 1.0  # nobody waits for it
 KEYS_PER_READ = 16
 CHUNKS_PER_READ = 4  # held twice for a moment
@@ -87,7 +88,8 @@ class RedisStore:
     async def claim(self, names: Sequence[str], token: str, lease_s: float) -> list[Claim]:
         """Take the lease of each name whose value is not there and whose lease is nobody's."""
         lease_ms = round(lease_s * 1000)
-        replies = await self._write([("EVAL", CLAIM, 2, _lease(name), name, token, lease_ms) for name in names])
+        commands = [("EVAL", CLAIM, 2, _lease(name), name, token, lease_ms) for name in names]
+        replies = await self._write(commands, patience_s=CLAIM_TIMEOUT_S)
         return [Claim(reply.decode()) for reply in replies]
 
     async def renew(self, tokens: Mapping[str, str], lease_s: float) -> list[bool]:
@@ -144,26 +146,29 @@ class RedisStore:
             values += await self._run([("GET", key) for key in some], num_values=len(some))
         return values
 
-    async def _write(self, commands: Sequence[Command], num_values: int = 0) -> list[Any]:
+    async def _write(self, commands: Sequence[Command], num_values: int = 0, patience_s: float = 0.0) -> list[Any]:
         if self._clock() < self._writes_from:
             raise StoreDown("the server refuses writes")
         try:
-            return await self._run(commands, num_values)
+            return await self._run(commands, num_values, patience_s)
         except StoreError as error:
             if isinstance(error.__cause__, ResponseError):
                 self._writes_from = self._clock() + WRITE_PAUSE_S
             raise
 
-    async def _run(self, commands: Sequence[Command], num_values: int = 0) -> list[Any]:
-        """The replies to `commands`, sent together. StoreError after a bounded time, at once while down."""
+    async def _run(self, commands: Sequence[Command], num_values: int = 0, patience_s: float = 0.0) -> list[Any]:
+        """The replies to `commands`, sent together. StoreError after a bounded time, at once while down.
+
+        With `patience_s` a server that is only late is waited for so much longer; one that is lost is not.
+        """
         self._pulse.start()
         await self._connections.acquire()  # waiting for one is the callers' storm, not the server's fault
-        if not self._pulse.up:
+        if self._is_away(patience_s):
             self._connections.release()
             raise StoreDown("the server does not answer")
         replies = asyncio.create_task(self._exchange(commands, num_values))
         replies.add_done_callback(self._release)
-        return await self._in_time(replies, num_values)
+        return await self._in_time(replies, num_values, patience_s)
 
     async def _exchange(self, commands: Sequence[Command], num_values: int) -> list[Any]:
         try:
@@ -175,20 +180,23 @@ class RedisStore:
             self._pulse.lose()
             raise StoreError("no answer") from error
 
-    async def _in_time(self, replies: "asyncio.Task[list[Any]]", num_values: int) -> list[Any]:
+    async def _in_time(self, replies: "asyncio.Task[list[Any]]", num_values: int, patience_s: float) -> list[Any]:
         """The replies, if they come in time. Values may take longer, as long as the server answers to a PING.
 
         Waits in parts, like pulse.done_within and for its reason.
         """
         part_s = self._timeout_s / TICKS
-        for _ in range(TICKS + round(VALUE_TIMEOUT_S * num_values / part_s)):
+        for _ in range(TICKS + round((VALUE_TIMEOUT_S * num_values + patience_s) / part_s)):
             if (await asyncio.wait({replies}, timeout=part_s))[0]:
                 return replies.result()
             self._pulse.doubt()
-            if not self._pulse.up:
+            if self._is_away(patience_s):
                 replies.cancel()
                 raise StoreDown("the server has gone silent")
         raise StoreError("late")
+
+    def _is_away(self, patience_s: float) -> bool:
+        return self._pulse.is_lost if patience_s else not self._pulse.up
 
     def _release(self, replies: "asyncio.Task[list[Any]]") -> None:
         self._connections.release()

@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from cli.local_redis import LocalRedis
-from services.common.cache import lease
+from services.common.cache import lease, pulse, redis
 from services.common.cache.lease import Leases
 from services.common.cache.redis import RedisStore
 
@@ -79,9 +79,9 @@ async def test_many_names_go_together(redis_server: LocalRedis) -> None:
         rounds: list[int] = []
         run = store._run
 
-        async def counted(commands: list[tuple[object, ...]], num_values: int = 0) -> list[object]:
+        async def counted(commands: list[tuple[object, ...]], num_values: int = 0, *more: float) -> list[object]:
             rounds.append(len(commands))
-            return await run(commands, num_values)
+            return await run(commands, num_values, *more)
 
         store._run = counted  # type: ignore[assignment,method-assign]
         everybody_in = asyncio.Barrier(50)
@@ -176,3 +176,20 @@ async def test_a_store_that_hangs_is_not_waited_for(redis_server: LocalRedis) ->
                 os.kill(redis_server.pid, signal.SIGCONT)
                 following.cancel()
                 await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_a_store_that_is_late_is_waited_for(
+    redis_server: LocalRedis, admin: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server that is busy for longer than a look-up may take still says who has the lease."""
+    monkeypatch.setattr(redis, "CLAIM_TIMEOUT_S", 5.0)  # however slow this machine is
+    monkeypatch.setattr(pulse, "LOST_S", 5.0)
+    store = RedisStore(redis_server.url, ttl_s=60)
+    leases = Leases(store)
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    asyncio.get_running_loop().call_later(5 * redis.REPLY_TIMEOUT_S, os.kill, redis_server.pid, signal.SIGCONT)
+    async with leases.turn(NAME, patient()) as is_there:
+        assert not is_there
+        assert await admin.exists(LEASE)
+    await leases.close()
+    await store.close()

@@ -20,6 +20,7 @@ from services.common.cache.chunks import MAX_VALUE_BYTES
 from services.common.cache.pulse import INTERVAL_S
 from services.common.embedding import Slice
 from tests import redis_servers
+from tests.loading_redis import loading
 
 Eventually: TypeAlias = Callable[[Callable[[], Awaitable[bool]], float], Awaitable[None]]
 KEY = b"k" * 32
@@ -62,6 +63,15 @@ def is_back(cache: EmbeddingCache) -> Callable[[], Awaitable[bool]]:
     return check
 
 
+def has_rows(cache: EmbeddingCache) -> Callable[[], Awaitable[bool]]:
+    """Whether the cache gives what was put there, without being given it again."""
+
+    async def check() -> bool:
+        return await cache.get_slices([KEY]) == [ROWS]
+
+    return check
+
+
 async def sleep(admin: Redis, seconds: str) -> None:
     """Keep the server from answering."""
     await admin.execute_command("DEBUG", "SLEEP", seconds)  # type: ignore[no-untyped-call]
@@ -95,6 +105,16 @@ async def test_killed(redis_server: LocalRedis, cache: EmbeddingCache, eventuall
     redis_server.stop()
     redis_server.start()
     await eventually(is_back(cache), 2)
+
+
+async def test_loading(redis_server: LocalRedis, cache: EmbeddingCache, tmp_path: Path, eventually: Eventually) -> None:
+    """A server that reads its dump refuses everything without a wait, and is used as soon as it has what it had."""
+    with loading(redis_server, tmp_path, seconds=20) as server:
+        await eventually(misses(cache), 2)
+        await misses_at_once(cache)
+    assert server.port == redis_server.port
+    await eventually(has_rows(cache), 1)
+    server.stop()
 
 
 async def test_stopped(redis_server: LocalRedis, hasty: EmbeddingCache, eventually: Eventually) -> None:
@@ -163,7 +183,7 @@ async def test_never_there(eventually: Eventually) -> None:
 
 
 async def test_read_only(cache: EmbeddingCache, admin: Redis, eventually: Eventually) -> None:
-    """A replica refuses writes, once a second and not once a request; reads go on."""
+    """A replica refuses writes, twice a second and not once a request; reads go on."""
     await admin.replicaof("127.0.0.1", "1")
     assert not await cache.put_slices({KEY: ROWS})
     assert await cache.get_slices([KEY]) == [ROWS]
