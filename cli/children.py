@@ -6,13 +6,25 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cli.attached import attached
 from services.common.server import READY_FILE_VARIABLE
 from services.common.telemetry.process import METRICS_EVENT
 
 NUM_TAIL_LINES = 15
+
+
+class Process(Protocol):
+    """What is needed of subprocess.Popen."""
+
+    @property
+    def pid(self) -> int: ...
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float | None = None) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def terminate(self) -> None: ...
+    def kill(self) -> None: ...
 
 
 class Child:
@@ -27,10 +39,13 @@ class Child:
         self.log = folder / f"{name}.log"
         self.ready_file = folder / f"{name}.address"
         self.ready_file.unlink(missing_ok=True)
+        self.process = self._start(module, {**os.environ, **environment, READY_FILE_VARIABLE: str(self.ready_file)})
+
+    def _start(self, module: str, environment: Mapping[str, str]) -> Process:
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(  # noqa: S603 (our own module)
+            return subprocess.Popen(  # noqa: S603 (our own module)
                 attached([sys.executable, "-m", module]),
-                env={**os.environ, **environment, READY_FILE_VARIABLE: str(self.ready_file)},
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

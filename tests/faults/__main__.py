@@ -37,7 +37,7 @@ PROOFS: dict[str, Proof] = {
     "faults": lambda options: faults.prove(options.requests, options.interval, options.seed, options.seconds),
     "rolling": on_stage(rolling.prove, 2),
     "redis": on_stage(redis_outage.prove, 1),
-    "herd": on_stage(crowds.prove_herd, 2),
+    "herd": on_stage(crowds.prove_herd, 2, crowds.HERD_SETTINGS),
     "deadlines": on_stage(lambda found: crowds.prove_deadlines(found, MAX_REQUEST_S), 1, SHORT_REQUESTS),
     "decoder-killed": on_stage(deaths.prove_decoder, 2),
     "encoder-killed": on_stage(deaths.prove_encoder, 2),

@@ -1,21 +1,32 @@
 """Many requests at one moment: the same new picture, and more pictures than can be answered in time."""
 
 import asyncio
+import multiprocessing
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from types import MappingProxyType
+from urllib.request import urlopen
 
 import grpc
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
+from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
+from prometheus_client.parser import text_string_to_metric_families
 
+from services.common.channels import open_channel
+from services.common.telemetry.catalogue import ENCODER_BATCH_PATCHES
 from tests.faults.checker import DEADLINE_GRACE_S
+from tests.faults.fleet import TENANTS, Replica
 from tests.faults.results import Figure, figure
 from tests.faults.stage import Stage
 
 HERD, DEADLINES = "herd", "deadlines"
-TIMEOUT_S = 120.0
+HERD_SETTINGS = MappingProxyType({"DIPTYCH_METRICS_LISTEN": "127.0.0.1:0"})
+TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -28,19 +39,38 @@ class End:
 
 
 async def prove_herd(stage: Stage, num_requests: int = 1000) -> list[Figure]:
-    """One new picture, asked for by everybody at once through every gateway: one encode."""
-    before = _num_encodes(stage)
-    conversation = stage.new_picture(0)
-    ends = await asyncio.gather(*(_ask(stage, conversation, number, TIMEOUT_S) for number in range(num_requests)))
+    """One new picture, asked for by everybody at once through every gateway: one encode, by the models' own count.
+
+    Asked from a process of its own: the proxies between the services, which are in this one, go on meanwhile.
+    """
+    before = _num_patches(stage)
+    addresses, token = [gateway.proxy.address for gateway in stage.fleet.gateways], stage.fleet.tokens[TENANTS[0]]
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as elsewhere:
+        asking = elsewhere.submit(
+            _ask_together, addresses, token, stage.new_picture(0).SerializeToString(), num_requests
+        )
+        ends = await asyncio.wrap_future(asking)
     answered = Counter(end.token_ids for end in ends if end.code == "OK")
     failed = Counter(end.code for end in ends if end.code != "OK")
-    num_encodes = _num_encodes(stage) - before
-    what = f"{num_requests} identical new pictures at once through {len(stage.fleet.gateways)} gateways"
+    num_encodes = (_num_patches(stage) - before) / _patches_of_one(stage)
+    what = f"{num_requests} identical new pictures at once through {len(addresses)} gateways"
     return [
-        figure(HERD, f"{what}: encodes", str(num_encodes), "1", num_encodes == 1),
+        figure(HERD, f"{what}: encodes", f"{num_encodes:g}", "1", num_encodes == 1),
         figure(HERD, f"{what}: different answers, failures", f"{len(answered)}, {dict(failed)}", "1, none",
                len(answered) == 1 and not failed),
     ]  # fmt: skip
+
+
+def _ask_together(addresses: list[str], token: str, picture: bytes, count: int) -> list[End]:
+    async def ask_all() -> list[End]:
+        conversation = content.Conversation.FromString(picture)
+        async with AsyncExitStack() as channels:
+            opened = [await channels.enter_async_context(open_channel(address, token=token)) for address in addresses]
+            stubs = [ChatServiceStub(channel) for channel in opened]
+            asking = (_ask(stubs[number % len(stubs)], conversation, TIMEOUT_S) for number in range(count))
+            return await asyncio.gather(*asking)
+
+    return asyncio.run(ask_all())
 
 
 async def prove_deadlines(stage: Stage, max_request_s: float, num_requests: int = 200) -> list[Figure]:
@@ -60,7 +90,9 @@ async def prove_deadlines(stage: Stage, max_request_s: float, num_requests: int 
 
 
 async def _crowd(stage: Stage, numbers: range, timeout_s: float) -> list[End]:
-    return await asyncio.gather(*(_ask(stage, stage.new_picture(number), number, timeout_s) for number in numbers))
+    stubs = [stage.client.stub(gateway, TENANTS[0]) for gateway in stage.fleet.gateways]
+    asking = (_ask(stubs[number % len(stubs)], stage.new_picture(number), timeout_s) for number in numbers)
+    return await asyncio.gather(*asking)
 
 
 def _in_time(what: str, ends: list[End], late_s: float) -> Figure:
@@ -76,9 +108,7 @@ def _total_s(stage: Stage) -> list[float]:
     return [float(str(event["total_ms"])) / 1000 for event in events if event.get("event") == "conversation ended"]
 
 
-async def _ask(stage: Stage, conversation: content.Conversation, number: int, timeout_s: float) -> End:
-    gateways = stage.fleet.gateways
-    stub = stage.client.stub(gateways[number % len(gateways)], stage.asked[0].tenant)
+async def _ask(stub: ChatServiceStub, conversation: content.Conversation, timeout_s: float) -> End:
     request = chat.ChatRequest(
         conversation=conversation, generation=generation.Generation(max_tokens=4, temperature=0.0)
     )
@@ -90,8 +120,19 @@ async def _ask(stage: Stage, conversation: content.Conversation, number: int, ti
     return End("OK", time.monotonic() - started, tuple(response.choices[0].end.token_ids))
 
 
-def _num_encodes(stage: Stage) -> int:
-    """Items of which an encoder computed something, by the encoders' own logs."""
+def _num_patches(stage: Stage) -> float:
+    """Patches that have gone through the encoders' models."""
+    return sum(_total(replica, f"{ENCODER_BATCH_PATCHES.name}_sum") for replica in stage.fleet.encoders)
+
+
+def _total(replica: Replica, sample_name: str) -> float:
+    assert replica.child is not None
+    with urlopen(f"http://{replica.child.metrics_address}/metrics", timeout=5) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    return sum(sample.value for family in families for sample in family.samples if sample.name == sample_name)
+
+
+def _patches_of_one(stage: Stage) -> int:
+    """Of the item that was encoded last, by the encoders' own logs."""
     events = [event for replica in stage.fleet.encoders if replica.child for event in replica.child.events()]
-    parts = [str(event["cache"]).split("/") for event in events if event.get("event") == "encoded"]
-    return sum(cached != total for cached, total in parts)
+    return int(next(event["num_patches"] for event in reversed(events) if event.get("event") == "encoded"))

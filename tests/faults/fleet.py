@@ -11,9 +11,9 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
-from cli.children import Child
 from cli.local_redis import LocalRedis
 from services.common.identity import Identity, new_token, token_line
+from tests.faults.forks import ForkedChild
 from tests.faults.proxy import FaultProxy
 
 TENANTS = ("alpha", "beta")
@@ -36,7 +36,7 @@ class Replica:
     def __init__(self, name: str, module: str, environment: Mapping[str, str], folder: Path) -> None:
         self.name, self._module, self._environment, self._folder = name, module, environment, folder
         self.proxy = FaultProxy()
-        self.child: Child | None = None
+        self.child: ForkedChild | None = None
         self.disturbed_until = 0.0  # by time.monotonic; infinite during a fault
         self._num_starts = 0
 
@@ -49,7 +49,7 @@ class Replica:
     def launch(self) -> None:
         """Start a process; `listening` waits for it."""
         self._num_starts += 1
-        self.child = Child(f"{self.name}-{self._num_starts}", self._module, self._environment, self._folder)
+        self.child = ForkedChild(f"{self.name}-{self._num_starts}", self._module, self._environment, self._folder)
 
     async def listening(self) -> None:
         """Wait until the process listens and let the proxy lead to it."""
@@ -99,7 +99,9 @@ class Fleet:
         self.tokens = {tenant: new_token() for tenant in TENANTS}
         self.redis, self.redis_proxy = LocalRedis(), FaultProxy()
         self.replicas: dict[str, list[Replica]] = {"gateway": [], "encoder": [], "decoder": []}
-        self._model, self._folder, self._settings, self._num_replicas = model, folder, settings, num_replicas
+        self.dumps = folder / "redis"
+        self.dumps.mkdir(exist_ok=True)
+        self._folder, self._model, self._settings, self._num_replicas = folder, model, settings, num_replicas
 
     @property
     def gateways(self) -> list[Replica]:
@@ -139,6 +141,12 @@ class Fleet:
             for replica in wave:
                 replica.launch()
             await asyncio.gather(*(replica.listening() for replica in wave))
+
+    def restart_redis(self) -> None:
+        """An empty server in the place of one that is dead."""
+        self.redis.stop()
+        self.redis = LocalRedis(port=self.redis.port)
+        self.redis.start()
 
     def _make(self, kind: str, module: str, settings: Mapping[str, str]) -> None:
         environment = {

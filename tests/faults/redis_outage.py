@@ -4,7 +4,6 @@ import asyncio
 import os
 import random
 import signal
-import statistics
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -15,10 +14,12 @@ from tests.faults import checker
 from tests.faults.results import Figure, figure
 from tests.faults.stage import Stage, percentile
 from tests.faults.traffic import Record
+from tests.loading_redis import loading
 
 PROOF = "redis"
 EXTRA_MS = 20.0
 RECOVERY_S = 2.0
+LOADING_S = 30.0  # at most: it ends with the requests
 
 Outage = Callable[[Stage], AbstractAsyncContextManager[None]]
 
@@ -27,24 +28,23 @@ async def prove(stage: Stage, num_requests: int = 30) -> list[Figure]:
     """For each outage: right answers, time over a miss while it lasts, and time until a cached answer afterwards."""
     rng = random.Random(0)
     await _ask(stage, rng, num_requests)  # warm
-    miss_ms = statistics.median(_elapsed_ms(await _ask(stage, rng, num_requests)))
     found = []
     for outage in OUTAGES:
+        misses = await _ask(stage, rng, num_requests)
         async with outage(stage):
             records = await _ask(stage, rng, num_requests)
         recovery_s = await _recovery_s(stage, rng)
         problems = [problem for record in records for problem in checker.violations(record)]
         right = sum(len(record.attempts) == 1 and record.is_answered for record in records)
-        over_ms = [ms - miss_ms for ms in _elapsed_ms(records)]
-        near, worst = percentile(over_ms, 0.9), max(over_ms)
+        half, near, worst = (_rank_ms(records, share) - _rank_ms(misses, share) for share in (0.5, 0.9, 1.0))
         found.append(
             figure(
                 PROOF,
-                f"{outage.__name__.replace('_', ' ')}: right at once; time over a miss of {miss_ms:.0f} ms for 9 of 10"
-                " (and the slowest); until the cache answers again",
-                f"{right} of {len(records)}; {near:+.0f} ms ({worst:+.0f} ms); {recovery_s:.2f} s",
+                f"{outage.__name__.replace('_', ' ')}: right at once; over a miss of {_rank_ms(misses, 0.5):.0f} ms"
+                " for the median and nine of ten (and the slowest); until the cache answers again",
+                f"{right} of {len(records)}; {half:+.0f}, {near:+.0f} ms ({worst:+.0f} ms); {recovery_s:.2f} s",
                 f"all; {EXTRA_MS:.0f} ms; {RECOVERY_S:.0f} s",
-                right == len(records) and not problems and near <= EXTRA_MS and recovery_s <= RECOVERY_S,
+                right == len(records) and not problems and max(half, near) <= EXTRA_MS and recovery_s <= RECOVERY_S,
             )
         )
     return found
@@ -56,8 +56,9 @@ async def _ask(stage: Stage, rng: random.Random, count: int) -> list[Record]:
     return [await stage.client.ask_once(pictures[i % len(pictures)], rng, fresh=True) for i in range(count)]
 
 
-def _elapsed_ms(records: list[Record]) -> list[float]:
-    return [record.attempts[0].elapsed_s * 1000 for record in records]
+def _rank_ms(records: list[Record], share: float) -> float:
+    """The time in which `share` of the requests were answered."""
+    return percentile([record.attempts[0].elapsed_s * 1000 for record in records], share)
 
 
 async def _recovery_s(stage: Stage, rng: random.Random) -> float:
@@ -78,8 +79,14 @@ async def killed(stage: Stage) -> AsyncIterator[None]:
     """SIGKILL; afterwards an empty one at the same address."""
     os.kill(stage.fleet.redis.pid, signal.SIGKILL)
     yield
-    stage.fleet.redis.stop()
-    stage.fleet.redis.start()
+    stage.fleet.restart_redis()
+
+
+@asynccontextmanager
+async def loads(stage: Stage) -> AsyncIterator[None]:
+    """SIGKILL, and a start from a dump: LOADING; afterwards it has what it had."""
+    with loading(stage.fleet.redis, stage.fleet.dumps, LOADING_S) as stage.fleet.redis:
+        yield
 
 
 @asynccontextmanager
@@ -119,7 +126,7 @@ async def full(stage: Stage) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def without_its_master(stage: Stage) -> AsyncIterator[None]:
-    """Refuses reads too, as while it is LOADING."""
+    """Refuses reads too."""
     async with stage.fleet.admin() as redis:
         await redis.config_set("replica-serve-stale-data", "no")
         await redis.replicaof("127.0.0.1", "1")
@@ -127,4 +134,4 @@ async def without_its_master(stage: Stage) -> AsyncIterator[None]:
         await redis.replicaof("NO", "ONE")
 
 
-OUTAGES: tuple[Outage, ...] = (killed, stopped, wiped, read_only, full, without_its_master)
+OUTAGES: tuple[Outage, ...] = (killed, stopped, loads, wiped, read_only, full, without_its_master)

@@ -13,7 +13,9 @@ from redis.asyncio import Redis
 
 from tests.faults.fleet import Fleet, Replica
 from tests.faults.proxy import HEALTHY, FaultProxy, Faults
+from tests.loading_redis import loading
 
+LOADING_S = 10.0  # at most
 RECONNECT_S = 2.5  # channels back off for up to two seconds: until then a replica that is back is not used
 
 ReplicaFault = Callable[["Storm", Replica], Awaitable[None]]
@@ -149,11 +151,15 @@ async def _with_faults(storm: Storm, proxy: FaultProxy, faults: Faults) -> None:
 
 async def redis_killed(storm: Storm, _redis: Redis) -> None:
     """SIGKILL; it comes back empty."""
-    redis = storm.fleet.redis
-    os.kill(redis.pid, signal.SIGKILL)
+    os.kill(storm.fleet.redis.pid, signal.SIGKILL)
     await storm.pause(0.5, 2.0)
-    redis.stop()
-    redis.start()
+    storm.fleet.restart_redis()
+
+
+async def redis_loading(storm: Storm, _redis: Redis) -> None:
+    """SIGKILL; it comes back with what it had, which takes it a while to read."""
+    with loading(storm.fleet.redis, storm.fleet.dumps, LOADING_S) as storm.fleet.redis:
+        await storm.pause(0.5, 2.0)
 
 
 async def redis_stopped(storm: Storm, _redis: Redis) -> None:
@@ -173,7 +179,7 @@ async def redis_read_only(storm: Storm, redis: Redis) -> None:
 
 
 async def redis_master_down(storm: Storm, redis: Redis) -> None:
-    """A replica without stale data refuses everything, as one does that is LOADING."""
+    """A replica without stale data refuses everything."""
     await redis.config_set("replica-serve-stale-data", "no")
     await redis.replicaof("127.0.0.1", "1")
     await storm.pause(0.5, 2.0)
@@ -236,6 +242,7 @@ CONNECTION_FAULTS: tuple[ReplicaFault, ...] = (reset, cut, stalled, slowed, refu
 REDIS_FAULTS: tuple[RedisFault, ...] = (
     redis_killed,
     redis_stopped,
+    redis_loading,
     redis_read_only,
     redis_master_down,
     redis_full,

@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,6 +13,7 @@ from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from google.rpc import error_details_pb2 as details
+from google.rpc.status_pb2 import Status
 
 from services.common.channels import open_channel
 from services.common.errors import rich_status
@@ -65,6 +66,12 @@ class Record:
     def is_answered(self) -> bool:
         return bool(self.attempts) and self.attempts[-1].code == "OK"
 
+    @property
+    def may_try(self) -> bool:
+        """Whether the client tries once more."""
+        most = MAX_ATTEMPTS if self.kind == "plain" else 1
+        return len(self.attempts) < most and (not self.attempts or self.attempts[-1].code in RETRIED)
+
 
 ANY = "any"
 
@@ -84,18 +91,29 @@ class Client:
         `fresh`: the pictures are files that no cache has seen.
         """
         record = Record(question, kind)
-        nonce = rng.randbytes(8).hex().encode() if fresh else b""
-        first = rng.randrange(len(self._fleet.gateways))
-        for number in range(MAX_ATTEMPTS if kind == "plain" else 1):
-            gateway = self._fleet.gateways[(first + number) % len(self._fleet.gateways)]
-            attempt = _attempt(gateway, rng, kind)
-            record.attempts.append(attempt)
-            await self._try(attempt, question, nonce)
-            if attempt.code not in RETRIED or number == MAX_ATTEMPTS - 1:
-                break
-            if kind == "plain":
-                await asyncio.sleep(attempt.retry_after_s or rng.uniform(0.5, 1.0) * BACKOFF_S[number])
+        await self.pursue(record, rng, rng.randbytes(8).hex().encode() if fresh else b"")
         return record
+
+    async def pursue(self, record: Record, rng: random.Random, nonce: bytes = b"") -> None:
+        """Ask `record`'s question as often as it may still be tried."""
+        first = rng.randrange(len(self._fleet.gateways))
+        while record.may_try:
+            if record.attempts:
+                pause_s = rng.uniform(0.5, 1.0) * BACKOFF_S[len(record.attempts) - 1]
+                await asyncio.sleep(record.attempts[-1].retry_after_s or pause_s)
+            gateway = self._fleet.gateways[(first + len(record.attempts)) % len(self._fleet.gateways)]
+            attempt = _attempt(gateway, rng, record.kind)
+            record.attempts.append(attempt)
+            await self._try(attempt, record.question, nonce)
+
+    async def ask_together(self, asked: Sequence[Question], rng: random.Random) -> list[Record]:
+        """Ask one tenant's questions in a batch; items that fail as calls do are tried again, each on its own."""
+        gateway = rng.choice(self._fleet.gateways)
+        attempts = [_attempt(gateway, rng, "plain") for _ in asked]
+        records = [Record(question, "plain", [attempt]) for question, attempt in zip(asked, attempts, strict=True)]
+        await ask_batch(self._stubs[gateway.name, asked[0].tenant], asked, attempts)
+        await asyncio.gather(*(self.pursue(record, rng) for record in records))
+        return records
 
     async def ask_once(self, question: Question, rng: random.Random, *, fresh: bool = False) -> Record:
         """Ask whichever gateway is healthy, and leave it at that."""
@@ -111,7 +129,7 @@ class Client:
 
     async def _try(self, attempt: Attempt, question: Question, nonce: bytes, gateway: str = "") -> None:
         stub = self._stubs[gateway or attempt.gateway.name, question.tenant]
-        options = generation.Generation(max_tokens=question.max_tokens, temperature=0.0, resume=attempt.resumes)
+        options = _options(attempt, question)
         conversation = question.to_conversation(nonce)
         attempt.started_at = time.monotonic()
         call: Any  # of two kinds, which end alike
@@ -134,7 +152,7 @@ class Client:
             attempt.end(grpc.StatusCode.CANCELLED)
         except grpc.aio.AioRpcError as error:
             attempt.end(error.code())
-            _note_failure(attempt, error)
+            _note_failure(attempt, rich_status(error))
 
 
 @asynccontextmanager
@@ -157,15 +175,48 @@ def _attempt(gateway: Replica, rng: random.Random, kind: Kind) -> Attempt:
     return Attempt(gateway, rng.random() < 0.8, timeout_s, cancel_after_s, resumes=rng.random() < 0.5)
 
 
+def _options(attempt: Attempt, question: Question) -> generation.Generation:
+    return generation.Generation(max_tokens=question.max_tokens, temperature=0.0, resume=attempt.resumes)
+
+
+async def ask_batch(stub: ChatServiceStub, asked: Sequence[Question], attempts: Sequence[Attempt]) -> None:
+    """One RPC for several questions; each item has an end of its own, the RPC's where it has not come to one."""
+    items = [
+        chat.BatchChatItem(conversation=question.to_conversation(), generation=_options(attempt, question))
+        for question, attempt in zip(asked, attempts, strict=True)
+    ]
+    for attempt in attempts:
+        attempt.is_stream, attempt.started_at = True, time.monotonic()
+    try:
+        async for event in stub.BatchChat(chat.BatchChatRequest(items=items), timeout=ATTEMPT_TIMEOUT_S):
+            _note_event(attempts[event.index], event)
+            if event.HasField("finished"):
+                attempts[event.index].end(grpc.StatusCode.OK)
+            elif event.HasField("failed"):
+                attempts[event.index].end(_code_of(event.failed))
+                _note_failure(attempts[event.index], event.failed)
+    except grpc.aio.AioRpcError as error:
+        for attempt in attempts:
+            if not attempt.num_ends:
+                attempt.end(error.code())
+                _note_failure(attempt, rich_status(error))
+
+
 async def _read_stream(call: "grpc.aio.UnaryStreamCall[object, chat.StreamChatResponse]", attempt: Attempt) -> None:
     async for event in call:
-        kind = event.WhichOneof("event")
-        attempt.events.append(str(kind))
-        if kind == "text_delta":
-            attempt.text += event.text_delta.text
-        elif kind == "finished":
-            attempt.token_ids = tuple(event.finished.choices[0].token_ids)
-            attempt.cache = tuple(event.finished.media_cache)
+        _note_event(attempt, event)
+
+
+def _note_event(attempt: Attempt, event: chat.StreamChatResponse | chat.BatchChatResponse) -> None:
+    kind = event.WhichOneof("event")
+    if kind == "failed":
+        return
+    attempt.events.append(str(kind))
+    if kind == "text_delta":
+        attempt.text += event.text_delta.text
+    elif kind == "finished":
+        attempt.token_ids = tuple(event.finished.choices[0].token_ids)
+        attempt.cache = tuple(event.finished.media_cache)
 
 
 async def _read_answer(call: "grpc.aio.UnaryUnaryCall[object, chat.ChatResponse]", attempt: Attempt) -> None:
@@ -175,11 +226,14 @@ async def _read_answer(call: "grpc.aio.UnaryUnaryCall[object, chat.ChatResponse]
     attempt.token_ids = tuple(response.choices[0].end.token_ids)
 
 
-def _note_failure(attempt: Attempt, error: grpc.aio.AioRpcError) -> None:
-    status = rich_status(error)
+def _note_failure(attempt: Attempt, status: Status | None) -> None:
     info, retry = details.ErrorInfo(), details.RetryInfo()
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         return
     attempt.reason = info.reason if info.domain == "diptych" else f"foreign: {info.domain}"
     if any(detail.Unpack(retry) for detail in status.details):
         attempt.retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
+
+
+def _code_of(status: Status) -> grpc.StatusCode:
+    return next(code for code in grpc.StatusCode if code.value[0] == status.code)
