@@ -178,6 +178,8 @@ class _Feed:
 
     async def first_of(self, reading: Awaitable[Response | None]) -> Response | None:
         """What the decoder says next. Raises the error of an encode that fails meanwhile."""
+        if not self._tasks:
+            return await reading  # most tokens: without a task of its own
         read = asyncio.ensure_future(reading)
         try:
             while not read.done() and self._tasks:
@@ -200,10 +202,11 @@ class _Feed:
 
     async def close(self) -> None:
         """Cancel what is still on its way, now."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._tasks.clear()
+        if self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            self._tasks.clear()
 
     def _collect(self) -> None:
         done = [task for task in self._tasks if task.done()]

@@ -53,18 +53,27 @@ class Pipeline:
         return Prepared(items, prompt, prefix, conversation.no_store)
 
     def run(
-        self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
+        self,
+        conversation: content_pb2.Conversation,
+        asked: generation_pb2.Generation,
+        caller: Caller,
+        *,
+        whole: bool = False,
     ) -> AsyncGenerator[Event]:
-        """`Started`, deltas, `Finished` last and once. Raises DiptychError; closing it cancels the work behind it."""
-        return observed(self._run(conversation, asked, caller), self._rooms.metrics, caller.request_id)
+        """`Started`, deltas, `Finished` last and once. Raises DiptychError; closing it cancels the work behind it.
+
+        `whole`: the client gets the answer at its end, so that its tokens may come here many at once.
+        """
+        return observed(self._run(conversation, asked, caller, whole), self._rooms.metrics, caller.request_id)
 
     async def _run(
-        self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller
+        self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller, whole: bool
     ) -> AsyncGenerator[Event]:
         rooms, watch = self._rooms, Stopwatch()
         prepared = await self.prepare(conversation, asked, caller)
         watch.lap("media_ms")
         job, generation = await self._plan(prepared, asked, caller)
+        job.prompt.unhurried = whole and not generation.stop  # a stop string is looked for here, token by token
         answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
         cost = cost_of(prepared.items, len(prepared.prompt.token_ids), generation)
         with rooms.quotas.cost(caller.tenant, cost, lambda: longest_answer(generation) - answer.num_tokens):

@@ -43,7 +43,7 @@ class ChatService(chat_service_pb2_grpc.ChatServiceServicer):
         caller = await self._caller(context)
         response = pb.ChatResponse()
         choices: dict[int, pb.Choice] = {}
-        async for event in self._pipeline.run(request.conversation, request.generation, caller):
+        async for event in self._pipeline.run(request.conversation, request.generation, caller, whole=True):
             if isinstance(event, pb.Started):
                 response.started.CopyFrom(event)
             elif isinstance(event, pb.TextDelta):

@@ -1,5 +1,6 @@
 """Puts a decoder together from its settings and a checkpoint."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from services.common.linear import require_quantizable
 from services.common.settings import variable_name
 from services.common.telemetry.process import Telemetry
 from services.decoder.embeddings import TORCH_DTYPES
-from services.decoder.engine import Engine, QueueLimits
+from services.decoder.engine import Engine, QueueLimits, Told, tell
 from services.decoder.grammar import GrammarCompiler
 from services.decoder.kv_cache import BlockPool, KVCache
 from services.decoder.language_model import LanguageModel
@@ -23,6 +24,7 @@ from services.decoder.sampler import Sampler
 from services.decoder.scheduler import Scheduler, StepLimits
 from services.decoder.service import DecoderService, ServiceFacts
 from services.decoder.settings import DecoderSettings
+from services.decoder.stream import telling_in
 from services.decoder.telemetry import DecoderMetrics
 from services.decoder.validation import Rules
 from services.decoder.weights import load_language_model
@@ -45,7 +47,7 @@ class EngineParts:
 def build_decoder(
     settings: DecoderSettings, checkpoint: Checkpoint, cache: EmbeddingCache, telemetry: Telemetry
 ) -> tuple[Engine, DecoderService]:
-    """Load the model and connect the parts. The engine is not started."""
+    """Load the model and connect the parts, for the event loop that runs now. The engine is not started."""
     device = choose_device(settings.device)
     dtype = choose_dtype(settings.dtype, checkpoint.weight_dtype, device)
     require_quantizable(settings.quantize, dtype, device, variable_name(DecoderSettings, "quantize"))
@@ -53,7 +55,7 @@ def build_decoder(
         checkpoint, TORCH_DTYPES[dtype], device, settings.quantize, prompt_weights=settings.prompt_weights
     )
     metrics = DecoderMetrics(telemetry.registry)
-    parts = build_engine(settings, checkpoint, model, metrics.step.observe)
+    parts = build_engine(settings, checkpoint, model, metrics.step.observe, telling_in(asyncio.get_running_loop()))
     metrics.watch(lambda: parts.engine.load, parts.pool.num_blocks)
     log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=parts.pool.num_blocks)
     rules = _rules(settings, checkpoint, parts.pool.num_blocks * parts.block_size)
@@ -78,8 +80,9 @@ def build_engine(
     checkpoint: Checkpoint,
     model: LanguageModel,
     on_step: Callable[[float], None] = lambda _: None,
+    deliver: Callable[[Told], None] = tell,
 ) -> EngineParts:
-    """An engine around a loaded model. `on_step` is told each step's seconds, in the engine's thread."""
+    """An engine around a loaded model. `on_step` is told each step's seconds, in the engine's thread; see Engine."""
     config, device = checkpoint.text, model.device
     block_size = settings.block_size or (CUDA_BLOCK_SIZE if device.type == "cuda" else CPU_BLOCK_SIZE)
     num_blocks = _num_blocks(settings, config, model.dtype, device, block_size)
@@ -92,6 +95,7 @@ def build_engine(
         sampler=Sampler((checkpoint.image_token_id, checkpoint.video_token_id), device),
         limits=QueueLimits(settings.max_waiting_requests, settings.max_waiting_tokens),
         on_step=on_step,
+        deliver=deliver,
     )
     return EngineParts(engine, pool, block_size)
 

@@ -20,6 +20,7 @@ from services.decoder.sequence import (
     Begun,
     Clock,
     Ended,
+    Event,
     Failed,
     Finished,
     FinishReason,
@@ -32,6 +33,7 @@ from services.decoder.sequence import (
 log = structlog.get_logger()
 
 MIN_RETRY_S, MAX_RETRY_S = 1.0, 30.0
+Told = list[tuple[Request, Event]]
 
 
 class NotFiniteError(Exception):
@@ -46,8 +48,17 @@ class QueueLimits:
     max_tokens: int
 
 
+def tell(told: Told) -> None:
+    """Give each request its events, in their order."""
+    for request, event in told:
+        request.on_event(event)
+
+
 class Engine:
-    """Generates for many requests at once. `submit`, `cancel` and `provide` may be called from any thread."""
+    """Generates for many requests at once. `submit`, `cancel` and `provide` may be called from any thread.
+
+    `deliver` gets all events of a step at once, in the engine's thread, and sees to it that they are told.
+    """
 
     def __init__(  # noqa: PLR0913, PLR0917 -- its parts
         self,
@@ -57,14 +68,16 @@ class Engine:
         limits: QueueLimits,
         clock: Clock = time.monotonic,
         on_step: Callable[[float], None] = lambda _: None,
+        deliver: Callable[[Told], None] = tell,
     ) -> None:
         self._runner, self._scheduler, self._sampler = runner, scheduler, sampler
-        self._limits, self._clock, self._on_step = limits, clock, on_step
+        self._limits, self._clock, self._on_step, self._deliver = limits, clock, on_step, deliver
         self.load, self._forecast = Load(), Forecast()
         self._changed = threading.Condition()
         self._commands: deque[Callable[[], None]] = deque()
         self._requests: set[Request] = set()
         self._queued: dict[Request, int] = {}  # tokens of each request that has not begun
+        self._told: Told = []
         self._stopping = False
         self._num_threads = torch.get_num_threads()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -81,18 +94,23 @@ class Engine:
         self._thread.join()
 
     def submit(self, request: Request, patience_s: float = math.inf) -> None:
-        """Queue a request. Raises Overloaded when too much waits already, or so much that it cannot end in time."""
+        """Queue a request. Raises Overloaded like `require_room`."""
         with self._changed:
-            num_tokens = sum(self._queued.values()) + len(request.token_ids)
+            self.require_room(len(request.token_ids), request.params.max_tokens, patience_s)
+            self._queued[request] = len(request.token_ids)
+        request.arrived = self._clock()
+        self._command(lambda: self._add(request))
+
+    def require_room(self, num_prompt_tokens: int, max_tokens: int, patience_s: float) -> None:
+        """Raises Overloaded when too much waits already, or so much that an answer cannot end in time."""
+        with self._changed:
+            num_tokens = sum(self._queued.values()) + num_prompt_tokens
             if self._queued and (
                 len(self._queued) >= self._limits.max_requests or num_tokens > self._limits.max_tokens
             ):
                 raise Overloaded(retry_after_s=_retry_s(num_tokens / max(self._scheduler.tokens_per_s, 1.0)))
-            if (late_s := self._busy_s(request) - patience_s) > 0:
+            if (late_s := self._busy_s(max_tokens) - patience_s) > 0:
                 raise Overloaded("the answer cannot be finished in time", retry_after_s=_retry_s(late_s))
-            self._queued[request] = len(request.token_ids)
-        request.arrived = self._clock()
-        self._command(lambda: self._add(request))
 
     def cancel(self, request: Request) -> None:
         """Forget a request; its blocks are free after the step that runs now. Nothing if it has ended."""
@@ -130,6 +148,7 @@ class Engine:
         has_work = False
         while self._obey_commands(wait=not has_work):
             has_work = self._step()
+            self._flush()
 
     def _step(self) -> bool:
         """Schedule, run, sample, postprocess; False if there was nothing to do. A fault ends this step's requests."""
@@ -174,7 +193,7 @@ class Engine:
             self._end(sequence, FinishReason.STOP, token_id)
             return
         sequence.append(token_id)
-        sequence.request.on_event(Token(sequence.index, token_id, logprob))
+        self._told.append((sequence.request, Token(sequence.index, token_id, logprob)))
         self._end_if_complete(sequence)
 
     def _end_if_complete(self, sequence: Sequence) -> None:
@@ -189,19 +208,19 @@ class Engine:
         num_tokens = sequence.num_output_tokens + (stop_token_id is not None)
         sequence.ended = Ended(sequence.index, reason, stop_token_id, num_tokens)
         self._scheduler.remove([sequence])
-        request.on_event(sequence.ended)
+        self._told.append((request, sequence.ended))
         if request.is_finished:
             if request.begun is not None:
                 self._forecast.note(num_tokens, self._clock() - request.begun)
             self._forget(request)
-            request.on_event(Finished())
+            self._told.append((request, Finished()))
 
     def _give_up(self, requests: set[Request], error: Exception) -> None:
         """End requests with a fault. What their blocks hold is not trusted and not left behind."""
         for request in requests & self._requests:
             self._runner.cache.clear(self._scheduler.discard(request.sequences))
             self._forget(request)
-            request.on_event(Failed(error))
+            self._told.append((request, Failed(error)))
 
     def _add(self, request: Request) -> None:
         self._requests.add(request)
@@ -229,15 +248,21 @@ class Engine:
                 request.begun = self._clock()
                 with self._changed:
                     self._queued.pop(request, None)
-                request.on_event(
-                    Begun(min(chunk.start, len(request.token_ids)), (request.begun - request.arrived) * 1000)
-                )
+                begun = Begun(min(chunk.start, len(request.token_ids)), (request.begun - request.arrived) * 1000)
+                self._told.append((request, begun))
+        self._flush()
 
-    def _busy_s(self, request: Request) -> float:
+    def _flush(self) -> None:
+        """Let what has happened be told."""
+        if self._told:
+            told, self._told = self._told, []
+            self._deliver(told)
+
+    def _busy_s(self, max_tokens: int) -> float:
         """Until a request that came now had its answer; 0 as long as there is a slot for it."""
         load = self.load
         num_ahead = load.num_running + len(self._queued) - load.num_slots + 1
-        return self._forecast.seconds(request.params.max_tokens, num_ahead, load.num_slots) if num_ahead > 0 else 0.0
+        return self._forecast.seconds(max_tokens, num_ahead, load.num_slots) if num_ahead > 0 else 0.0
 
     def _command(self, command: Callable[[], None]) -> None:
         with self._changed:

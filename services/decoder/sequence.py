@@ -132,7 +132,7 @@ class Clock(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One prompt and what is asked of it. `on_event` is called in the engine's thread and must not block.
+    """One prompt and what is asked of it. `on_event` is called where the engine's `deliver` says and must not block.
 
     With `no_store` its blocks can be found by nobody once it is over.
     """

@@ -70,8 +70,10 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         """Generate from one prompt; blocks and slot are free again within a step of the call's end."""
         checked, prompt = await self._read_prompt(requests)
         structlog.contextvars.bind_contextvars(request_id=prompt.request_id)
-        telemetry = RequestTelemetry(self._metrics, len(checked.token_ids))
-        stream = ResponseStream(asyncio.get_running_loop(), telemetry)
+        num_tokens = len(checked.token_ids)
+        self._engine.require_room(num_tokens, checked.params.max_tokens, _patience_s(context))  # before its grammar
+        telemetry = RequestTelemetry(self._metrics, num_tokens)
+        stream = ResponseStream(telemetry, unhurried=prompt.unhurried)
         request = self._request(prompt, checked, await self._matchers(checked), stream)
         self._engine.submit(request, _patience_s(context))
         feeding = asyncio.create_task(self._feed(requests, request, checked, stream))

@@ -2,11 +2,15 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 
 from diptych.v1 import decoder_service_pb2, generation_pb2
 
+from services.decoder.engine import Told, tell
 from services.decoder.sequence import Begun, Ended, Event, Failed, Finished, FinishReason, Logprob, Token
 from services.decoder.telemetry import RequestTelemetry
+
+GATHER_S = 0.1
 
 _REASONS = {
     FinishReason.STOP: generation_pb2.FINISH_REASON_STOP,
@@ -14,12 +18,27 @@ _REASONS = {
 }
 
 
-class ResponseStream:
-    """An async iterator of responses; `finished` is the last. Tokens that pile up leave as one delta a choice."""
+def telling_in(loop: asyncio.AbstractEventLoop) -> Callable[[Told], None]:
+    """Tells events in the loop's thread, a step's at a time: each time it wakes, it takes the GIL from the engine."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, telemetry: RequestTelemetry) -> None:
-        self._loop, self._telemetry = loop, telemetry
+    def deliver(told: Told) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(tell, told)
+
+    return deliver
+
+
+class ResponseStream:
+    """An async iterator of responses; `finished` is the last. Tokens that pile up leave as one delta a choice.
+
+    `unhurried`: after the first ones they are left to pile up for GATHER_S. Lives on the loop's thread.
+    """
+
+    def __init__(self, telemetry: RequestTelemetry, *, unhurried: bool = False) -> None:
+        self._telemetry = telemetry
         self._changed = asyncio.Event()
+        self._unhurried, self._has_sent_tokens = unhurried, False
+        self._gathering: asyncio.TimerHandle | None = None
         self._deltas: dict[int, decoder_service_pb2.TokenDelta] = {}
         self._missing: deque[int] = deque()
         self._begun: Begun | None = None
@@ -29,17 +48,31 @@ class ResponseStream:
         self._is_over = False
 
     def push(self, event: Event) -> None:
-        """Take an event, from any thread. Never blocks."""
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._receive, event)
+        """Take an event."""
+        self._telemetry.note(event)
+        match event:
+            case Begun():
+                self._begun = event
+            case Token():
+                self._join(event)
+                if self._unhurried and self._has_sent_tokens:
+                    self._gather()
+                    return
+            case Ended():
+                self._ends[event.index] = event
+            case Finished():
+                self._is_finished = True
+            case Failed():
+                self.fail(event.error)
+        self._changed.set()
 
     def report_missing(self, media_index: int) -> None:
-        """Tell the caller that an item's embeddings must be sent. On the loop's thread."""
+        """Tell the caller that an item's embeddings must be sent."""
         self._missing.append(media_index)
         self._changed.set()
 
     def fail(self, error: BaseException) -> None:
-        """Let the iterator raise. On the loop's thread."""
+        """Let the iterator raise."""
         self._error = self._error or error
         self._changed.set()
 
@@ -64,6 +97,7 @@ class ResponseStream:
             begun, self._begun = self._begun, None
             return decoder_service_pb2.GenerateResponse(begun=_begun(begun))
         if self._deltas:
+            self._has_sent_tokens = True
             _, delta = self._deltas.popitem()
             return decoder_service_pb2.GenerateResponse(tokens=delta)
         if self._is_finished:
@@ -71,20 +105,14 @@ class ResponseStream:
             return decoder_service_pb2.GenerateResponse(finished=self._end())
         return None
 
-    def _receive(self, event: Event) -> None:
-        self._telemetry.note(event)
-        match event:
-            case Begun():
-                self._begun = event
-            case Token():
-                self._join(event)
-            case Ended():
-                self._ends[event.index] = event
-            case Finished():
-                self._is_finished = True
-            case Failed():
-                self.fail(event.error)
-        self._changed.set()
+    def _gather(self) -> None:
+        """Let tokens wait for more, but not for long."""
+
+        def end() -> None:
+            self._gathering = None
+            self._changed.set()
+
+        self._gathering = self._gathering or asyncio.get_running_loop().call_later(GATHER_S, end)
 
     def _join(self, token: Token) -> None:
         delta = self._deltas.setdefault(token.index, decoder_service_pb2.TokenDelta(index=token.index))

@@ -20,7 +20,7 @@ class GenerateRequest(_message.Message):
     def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., reference: _Optional[_Union[_embedding_pb2.EmbeddingReference, _Mapping]] = ..., chunk: _Optional[_Union[_embedding_pb2.EmbeddingChunk, _Mapping]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest", "no_store", "resumed", "epoch")
+    __slots__ = ("request_id", "tenant", "token_ids", "media", "generation", "checkpoint_digest", "no_store", "resumed", "epoch", "unhurried")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -30,6 +30,7 @@ class Prompt(_message.Message):
     NO_STORE_FIELD_NUMBER: _ClassVar[int]
     RESUMED_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
+    UNHURRIED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     tenant: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -39,7 +40,8 @@ class Prompt(_message.Message):
     no_store: bool
     resumed: _containers.RepeatedCompositeFieldContainer[ResumedChoice]
     epoch: bytes
-    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ..., no_store: _Optional[bool] = ..., resumed: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., epoch: _Optional[bytes] = ...) -> None: ...
+    unhurried: bool
+    def __init__(self, request_id: _Optional[str] = ..., tenant: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., media: _Optional[_Iterable[_Union[MediaPlacement, _Mapping]]] = ..., generation: _Optional[_Union[_generation_pb2.Generation, _Mapping]] = ..., checkpoint_digest: _Optional[str] = ..., no_store: _Optional[bool] = ..., resumed: _Optional[_Iterable[_Union[ResumedChoice, _Mapping]]] = ..., epoch: _Optional[bytes] = ..., unhurried: _Optional[bool] = ...) -> None: ...
 
 class ResumedChoice(_message.Message):
     __slots__ = ("token_ids",)
