@@ -7,6 +7,7 @@ import grpc
 from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 
 from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.heap import giving_back
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
@@ -42,7 +43,7 @@ async def run(settings: GatewaySettings) -> None:
     telemetry = open_telemetry("gateway")
     identify = [telemetry.interceptor(), *guards_of(settings)]
     checkpoint = Checkpoint.open(settings.model)
-    async with telemetry.served(settings.metrics_listen, settings), open_pools(settings) as pools:
+    async with telemetry.served(settings.metrics_listen, settings), giving_back(), open_pools(settings) as pools:
         rooms = Rooms(settings, checkpoint, pools, telemetry)
         stop = install_stop_signals(asyncio.get_running_loop())
 

@@ -4,6 +4,7 @@ import asyncio
 import math
 import random
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import grpc
 
+from services.common.heap import PERIOD_S
 from tests.faults.fleet import Replica, until
 from tests.faults.results import Figure, figure
 from tests.faults.stage import Stage, decoder_of, first_text, idle, percentile
@@ -87,7 +89,18 @@ async def _settled(stage: Stage) -> dict[str, Held]:
             await idle(stub)
     for replica in stage.fleet.all:
         await until(partial(_has_media_back, replica), f"workers give media back to {replica.name}")
-    return {replica.name: held_by(replica) for replica in stage.fleet.all}
+    return await _at_rest(stage.fleet.all)
+
+
+async def _at_rest(replicas: Sequence[Replica]) -> dict[str, Held]:
+    """What each holds once it gives nothing back: a gateway may still work off calls that nobody waits for."""
+    before: dict[str, Held] = {}
+    while True:
+        now = {replica.name: held_by(replica) for replica in replicas}
+        if before and all(held.memory_bytes > before[name].memory_bytes - MIB for name, held in now.items()):
+            return now
+        before = now
+        await asyncio.sleep(2 * PERIOD_S)
 
 
 def _has_media_back(replica: Replica) -> bool:

@@ -1,0 +1,72 @@
+"""Memory that is free goes back to the system.
+
+glibc keeps what a crowd has needed, wherever something small behind it is still in use; a crowd that leaves at once
+would be seen in the size of the process for good.
+"""
+
+import asyncio
+import ctypes
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+PERIOD_S = 5.0
+WORTH_BYTES: Final = 8 << 20
+
+
+class _Mallinfo2(ctypes.Structure):
+    """https://man7.org/linux/man-pages/man3/mallinfo.3.html"""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+class Heap:
+    """What glibc has free, and a way to give it back. AttributeError or OSError where there is no glibc."""
+
+    def __init__(self) -> None:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallinfo2.restype = _Mallinfo2
+        self._info: Callable[[], _Mallinfo2] = libc.mallinfo2
+        self._trim: Callable[[int], int] = libc.malloc_trim
+        self._lowest = self.num_free_bytes
+
+    @property
+    def num_free_bytes(self) -> int:
+        """Allocated from the system and not in use, whether given back or not."""
+        return int(self._info().fordblks)
+
+    def give_back(self) -> None:
+        """If WORTH_BYTES have become free: what is free anyway costs time to look at."""
+        num_free = self.num_free_bytes
+        if num_free >= self._lowest + WORTH_BYTES:
+            self._trim(0)
+            self._lowest = num_free
+        self._lowest = min(self._lowest, num_free)
+
+
+@asynccontextmanager
+async def giving_back(period_s: float = PERIOD_S) -> AsyncIterator[None]:
+    """Meanwhile, look every `period_s` seconds; nothing where the heap is not glibc's."""
+    try:
+        heap = Heap()
+    except (AttributeError, OSError):
+        yield
+        return
+
+    async def look() -> None:
+        while True:
+            await asyncio.sleep(period_s)
+            await asyncio.to_thread(heap.give_back)
+
+    looking = asyncio.create_task(look())
+    try:
+        yield
+    finally:
+        looking.cancel()
+        with suppress(asyncio.CancelledError):
+            await looking
