@@ -33,13 +33,17 @@ _KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND
 
 @dataclass(frozen=True, slots=True)
 class MediaItem:
-    """One item, in prompt order. `file_digests`: raw SHA-256 of each of `files`. `digest`: its name, "" for frames."""
+    """One item, in prompt order. `file_digests`: raw SHA-256 of each of `files`. `digest`: its name, "" for frames.
+
+    `named`: digests by which its request asked for files that were kept already.
+    """
 
     field: str
     plan: MediaPlan
     files: tuple[bytes, ...]
     file_digests: tuple[bytes, ...]
     digest: str
+    named: frozenset[str] = frozenset()
 
     @property
     def kind(self) -> content_pb2.MediaKind:
@@ -95,7 +99,7 @@ class MediaLoader:
     async def load(self, conversation: content_pb2.Conversation, owner: Owner) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
         budget = _Budget(owner, self._limits.max_request_media_bytes)
-        return await _gather(
+        items = await _gather(
             [
                 self._load_image(f"{path}.image", part.image, budget)
                 if part.WhichOneof("kind") == "image"
@@ -103,11 +107,20 @@ class MediaLoader:
                 for path, part in media_parts(conversation)
             ]
         )
+        return [replace(item, named=frozenset(budget.named)) for item in items]
 
     async def remember(self, items: Sequence[MediaItem], owner: Owner) -> None:
-        """Keep every file that the quota has room for, so that later requests can name it by its digest."""
-        names = {digest: file for item in items for digest, file in zip(item.file_digests, item.files, strict=True)}
-        await asyncio.gather(*(self._keep(owner, f"sha256:{digest.hex()}", file) for digest, file in names.items()))
+        """Keep every file that the quota has room for, so that later requests can name it by its digest.
+
+        Those that came from there are not written again: naming a file does not prolong its life.
+        """
+        files = {
+            f"sha256:{digest.hex()}": (file, item.named)
+            for item in items
+            for digest, file in zip(item.file_digests, item.files, strict=True)
+        }
+        new = {digest: file for digest, (file, named) in files.items() if digest not in named}
+        await asyncio.gather(*(self._keep(owner, digest, file) for digest, file in new.items()))
 
     async def _keep(self, owner: Owner, digest: str, file: bytes) -> None:
         with suppress(QuotaExceeded):  # the request has what it needs
@@ -117,6 +130,8 @@ class MediaLoader:
         async with budget.gate:
             budget.take(field, 0)
             data = await self._sources.read(field, source, kind, budget.owner)
+            if source.digest:
+                budget.named.add(source.digest)
             budget.take(field, len(data))
             return data
 
@@ -178,6 +193,7 @@ class _Budget:
     owner: Owner
     num_bytes: int
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_READS))
+    named: set[str] = field(default_factory=set)
 
     def take(self, path: str, num_bytes: int) -> None:
         """Count bytes that were read. Raises InvalidRequest when the request has had its share."""

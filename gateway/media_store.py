@@ -1,6 +1,7 @@
 """Media sent before, by digest: in the shared cache, and in this process while there is none."""
 
-from services.common.cache.base import EmbeddingCache, Removed
+from services.common.cache.base import EmbeddingCache
+from services.common.cache.store import Removed
 from services.common.keys import Owner, tenant_key
 
 

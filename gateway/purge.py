@@ -8,7 +8,7 @@ from typing import TypeVar
 from diptych.v1 import chat_service_pb2, decoder_service_pb2, encoder_service_pb2
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import Removed
+from services.common.cache.store import Removed
 from services.common.errors import DiptychError, ServiceUnavailable
 from services.common.keys import EPOCH_BYTES, Owner
 
@@ -38,7 +38,7 @@ class Purge:
         )
         if shared is None:
             raise ServiceUnavailable("cache", "the shared cache has not removed everything; ask again")
-        answered = [answer for answer in encoders if answer is not None]
+        answered = [answer for answer in (*encoders, *decoders) if answer is not None]
         removed = sum((Removed(answer.num_values, answer.num_bytes) for answer in answered), shared + local)
         return chat_service_pb2.PurgeMediaResponse(
             num_values=removed.num_values,
@@ -54,7 +54,7 @@ class Purge:
         )
 
     async def _purge_decoders(self, owner: Owner) -> list[decoder_service_pb2.PurgeDecoderResponse | None]:
-        request = decoder_service_pb2.PurgeDecoderRequest(tenant=owner.tenant)
+        request = decoder_service_pb2.PurgeDecoderRequest(tenant=owner.tenant, epoch=owner.epoch)
         return await _ask_all(
             self._pools.decoders.endpoints, lambda stub: stub.PurgeDecoder(request, timeout=CALL_TIMEOUT_S)
         )

@@ -5,7 +5,7 @@ No pickle and no numpy object arrays: a value is read by its header alone, and o
 
 import struct
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ _VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, INT8: 1}
 _EXPONENT_BITS = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}  # all set: NaN or infinity
 _BLOCK_VALUES = 1 << 18  # checked at a time, so that the check's temporaries stay in the CPU's cache
 
-_VERSION = 1
-_SLICE = struct.Struct("<4sBBxxIIQI")  # magic, version, dtype, rows, width, data bytes, checksum
+_SLICE_VERSION, _MANIFEST_VERSION = 2, 1
+_SLICE = struct.Struct("<4sBBxxIIQQI")  # magic, version, dtype, rows, width, end, data bytes, checksum
 _MANIFEST = struct.Struct("<4sBBxxIIIIII")  # magic, version, dtype, t, h, w, width, keys, checksum
 _SLICE_MAGIC, _MANIFEST_MAGIC = b"DpSl", b"DpMf"
 _CHECKSUM_BYTES = 4
@@ -39,12 +39,16 @@ class NotFinite(ValueError):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """Embedding of one temporal slice: `num_rows` x `width` values, row-major, little-endian, or as in int8_rows.py."""
+    """Embedding of one temporal slice: `num_rows` x `width` values, row-major, little-endian, or as in int8_rows.py.
+
+    `expires_ms`: when it must be gone, in milliseconds of Unix time; None until it is first stored.
+    """
 
     num_rows: int
     width: int
     dtype: str
     data: memoryview
+    expires_ms: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,34 +61,35 @@ class CachedManifest:
     slice_keys: tuple[bytes, ...]
 
 
-def pack_slice(rows: memoryview, num_rows: int, width: int, dtype: str) -> list[bytes | memoryview]:
+def pack_slice(rows: memoryview, num_rows: int, width: int, dtype: str, expires_ms: int) -> list[bytes | memoryview]:
     """Header and rows, to be written one after the other. Raises NotFinite, or ValueError when sizes disagree."""
     data = rows.cast("B")
     if len(data) != num_rows * row_bytes(width, dtype):
         raise ValueError(f"{len(data)} bytes are not {num_rows} rows of {width} {dtype} values")
     if not is_finite(data, width, dtype):
         raise NotFinite(f"{num_rows} rows contain NaN or infinity")
-    head = _SLICE.pack(_SLICE_MAGIC, _VERSION, DTYPES.index(dtype), num_rows, width, len(data), 0)
+    shape = (DTYPES.index(dtype), num_rows, width)
+    head = _SLICE.pack(_SLICE_MAGIC, _SLICE_VERSION, *shape, expires_ms, len(data), 0)
     checksum = zlib.crc32(data, zlib.crc32(head[:-_CHECKSUM_BYTES]))
     return [head[:-_CHECKSUM_BYTES] + checksum.to_bytes(_CHECKSUM_BYTES, "little"), data]
 
 
 def unpack_slice(value: bytes | bytearray) -> Slice:
     """The slice in a stored value; its data is a view of `value`. Raises CorruptValue."""
-    magic, version, dtype, num_rows, width, size, checksum = _head(_SLICE, value)
+    magic, version, dtype, num_rows, width, expires_ms, size, checksum = _head(_SLICE, value)
     data = memoryview(value)[_SLICE.size :]
-    _check_header(magic, _SLICE_MAGIC, version, dtype)
+    _check_header((magic, version), (_SLICE_MAGIC, _SLICE_VERSION), dtype)
     if size != len(data) or size != num_rows * row_bytes(width, DTYPES[dtype]):
         raise CorruptValue("length and shape disagree")
     if checksum != zlib.crc32(data, zlib.crc32(value[: _SLICE.size - _CHECKSUM_BYTES])):
         raise CorruptValue("checksum")
-    return Slice(num_rows, width, DTYPES[dtype], data)
+    return Slice(num_rows, width, DTYPES[dtype], data, expires_ms)
 
 
 def pack_manifest(manifest: CachedManifest) -> bytes:
     """The stored form of a manifest."""
     fields = (DTYPES.index(manifest.dtype), *manifest.grid, manifest.width, len(manifest.slice_keys))
-    head = _MANIFEST.pack(_MANIFEST_MAGIC, _VERSION, *fields, 0)[:-_CHECKSUM_BYTES]
+    head = _MANIFEST.pack(_MANIFEST_MAGIC, _MANIFEST_VERSION, *fields, 0)[:-_CHECKSUM_BYTES]
     keys = b"".join(manifest.slice_keys)
     return head + zlib.crc32(keys, zlib.crc32(head)).to_bytes(_CHECKSUM_BYTES, "little") + keys
 
@@ -93,7 +98,7 @@ def unpack_manifest(value: bytes | bytearray) -> CachedManifest:
     """The manifest in a stored value. Raises CorruptValue."""
     magic, version, dtype, t, h, w, width, num_keys, checksum = _head(_MANIFEST, value)
     keys = bytes(value[_MANIFEST.size :])
-    _check_header(magic, _MANIFEST_MAGIC, version, dtype)
+    _check_header((magic, version), (_MANIFEST_MAGIC, _MANIFEST_VERSION), dtype)
     if num_keys != t or len(keys) != num_keys * KEY_BYTES:
         raise CorruptValue("keys and grid disagree")
     if checksum != zlib.crc32(keys, zlib.crc32(value[: _MANIFEST.size - _CHECKSUM_BYTES])):
@@ -123,6 +128,7 @@ def _head(layout: struct.Struct, value: bytes | bytearray) -> tuple[Any, ...]:
     return layout.unpack_from(value)
 
 
-def _check_header(magic: bytes, expected: bytes, version: int, dtype: int) -> None:
-    if magic != expected or version != _VERSION or dtype >= len(DTYPES):
+def _check_header(found: tuple[bytes, int], expected: tuple[bytes, int], dtype: int) -> None:
+    """`found` and `expected`: magic and version."""
+    if found != expected or dtype >= len(DTYPES):
         raise CorruptValue("another kind or version of value")

@@ -16,6 +16,7 @@ from services.common import mrope
 from services.common.cache import EmbeddingCache
 from services.common.errors import DeadlineExceeded
 from services.common.interceptors import discard
+from services.common.keys import EPOCH_BYTES
 from services.common.slow_reader import write
 from services.common.telemetry.spans import failure_of
 from services.decoder.embeddings import RowsFormat, refused
@@ -76,7 +77,8 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         stream = ResponseStream(telemetry, unhurried=prompt.unhurried)
         request = self._request(prompt, checked, await self._matchers(checked), stream)
         self._engine.submit(request, _patience_s(context))
-        feeding = asyncio.create_task(self._feed(requests, request, checked, stream))
+        cache = self._cache.of(prompt.tenant, prompt.epoch)
+        feeding = asyncio.create_task(self._feed(requests, request, checked, stream, cache))
         try:
             if checked.spans:
                 await context.send_initial_metadata(())  # taken: who sent rows before would lose a refusal amid a write
@@ -123,11 +125,16 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
     async def PurgeDecoder(  # noqa: N802
         self, request: decoder_service_pb2.PurgeDecoderRequest, _context: Context
     ) -> decoder_service_pb2.PurgeDecoderResponse:
-        """Forget a tenant's blocks."""
+        """Forget a tenant's blocks, and what is here of its embeddings."""
         if not request.tenant:
             raise refused("tenant", "is empty", "REQUIRED")
+        if len(request.epoch) not in {0, EPOCH_BYTES}:
+            raise refused("epoch", f"must have {EPOCH_BYTES} bytes", "WRONG_LENGTH")
+        removed = await self._cache.of(request.tenant).purge_copies(request.epoch)
         num_blocks = await asyncio.wrap_future(self._engine.purge(request.tenant))
-        return decoder_service_pb2.PurgeDecoderResponse(num_blocks=num_blocks)
+        return decoder_service_pb2.PurgeDecoderResponse(
+            num_blocks=num_blocks, num_values=removed.num_values, num_bytes=removed.num_bytes
+        )
 
     async def _read_prompt(self, requests: Messages) -> tuple[CheckedPrompt, decoder_service_pb2.Prompt]:
         first = await anext(requests, None)
@@ -193,7 +200,14 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             no_store=prompt.no_store,
         )
 
-    async def _feed(self, requests: Messages, request: Request, checked: CheckedPrompt, stream: ResponseStream) -> None:
+    async def _feed(
+        self,
+        requests: Messages,
+        request: Request,
+        checked: CheckedPrompt,
+        stream: ResponseStream,
+        cache: EmbeddingCache,
+    ) -> None:
         """Take in the request's embeddings; a fault of theirs ends the stream."""
 
         def provide(index: int, rows: torch.Tensor, num_rows: int) -> None:
@@ -212,9 +226,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
                     if checked.spans:
                         timeout.reschedule(clock() + patience_s)
 
-                intake = EmbeddingIntake(
-                    forms, self._cache.of(request.tenant), provide, stream.report_missing, note_progress
-                )
+                intake = EmbeddingIntake(forms, cache, provide, stream.report_missing, note_progress)
                 await intake.run(requests)
         except TimeoutError:
             stream.fail(DeadlineExceeded("the embeddings did not arrive in time"))

@@ -43,7 +43,7 @@ class DecoderSettings(CommonSettings, ServerSettings):
     local_cache_bytes: int = Field(
         0,
         ge=0,
-        description="Bytes of embeddings kept in this process for a minute, in front of a shared cache; 0 is none.",
+        description="Bytes of embeddings kept in this process, in front of a shared cache; 0 is none.",
     )
     embedding_timeout_s: float = Field(
         60, gt=0, description="Seconds that a prompt waits for the next part of its embeddings."

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
-from services.common.cache.base import Removed
+from services.common.cache.store import Removed
 from services.common.embedding import CachedManifest
 from services.common.errors import DeadlineExceeded, DiptychError, InvalidRequest, Violation
 from services.common.keys import tenant_key

@@ -5,8 +5,8 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import Removed
 from services.common.cache.lease import Patience
+from services.common.cache.store import Removed
 from services.common.embedding import CachedManifest, Slice
 from services.common.telemetry.spans import traced
 
@@ -68,6 +68,7 @@ class Tiers:
         """Keep a new slice, if it may be kept; whether the shared cache acknowledged it."""
         if self.no_store:
             return False
+        rows = self._local.dated(rows)  # once, so that both places let go of it at the same time
         stored = self._shared is not None and await self._shared.put_slices({key: rows})
         await self._local.put_slices({key: rows})
         return stored

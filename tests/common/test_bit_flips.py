@@ -6,8 +6,9 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from services.common.cache.base import EmbeddingCache, Value
+from services.common.cache.base import EmbeddingCache
 from services.common.cache.memory import MemoryStore
+from services.common.cache.store import Value
 from services.common.embedding import CachedManifest, Slice
 from services.common.seal import Seal
 
@@ -20,9 +21,9 @@ class NamingStore(MemoryStore):
 
     names: set[str]
 
-    async def put(self, values: Mapping[str, Value]) -> None:
+    async def put(self, values: Mapping[str, Value], ttl_s: float | None = None) -> None:
         self.names = {*getattr(self, "names", ()), *values}
-        await super().put(values)
+        await super().put(values, ttl_s)
 
 
 @pytest.mark.parametrize("num_flips", [1000, pytest.param(25_000, marks=pytest.mark.soak)])

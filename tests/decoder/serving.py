@@ -133,9 +133,16 @@ async def put(service: Service, case: Case, index: int, dtype: torch.dtype = tor
 @asynccontextmanager
 async def serving(model: Model, cache_url: str = "memory://", **settings: Any) -> AsyncIterator[Service]:
     """A decoder on a free port, with some settings of its own."""
-    cache = open_cache(cache_url, ttl_s=60, max_bytes=1 << 20, secrets=[b"secret"], timeout_s=5)  # on a busy machine
     chosen = {"kv_cache_tokens": 2048, "listen": "127.0.0.1:0", "device": "cpu", **settings}
     loaded = load(DecoderSettings, model=str(model.path), **chosen)
+    cache = open_cache(
+        cache_url,
+        ttl_s=60,
+        max_bytes=1 << 20,
+        timeout_s=5,  # on a busy machine
+        secrets=[b"secret"],
+        local_bytes=loaded.local_cache_bytes,
+    )
     engine, servicer = build_decoder(loaded, model.checkpoint, cache, Telemetry("decoder"))
     engine.start()
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()

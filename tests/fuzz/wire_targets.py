@@ -35,7 +35,7 @@ from tests.fuzz.target import Target
 SEAL = Seal([b"secret"], "alpha")
 NAME = "diptych:slice:00"
 ROWS = np.arange(32, dtype=np.float32).reshape(4, 8)
-SLICE = b"".join(pack_slice(ROWS.data.cast("B"), 4, 8, "float32"))
+SLICE = b"".join(pack_slice(ROWS.data.cast("B"), 4, 8, "float32", 1_800_000_000_000))
 MANIFEST = pack_manifest(CachedManifest((2, 4, 4), 8, "float32", (b"k" * 32, b"l" * 32)))
 VALUES: Mapping[bytes, object] = {SLICE: unpack_slice(SLICE), MANIFEST: unpack_manifest(MANIFEST)}
 

@@ -54,9 +54,15 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     sends_rows: asyncio.Event = field(default_factory=asyncio.Event)
+    removed: encoder_service_pb2.PurgeEncoderResponse = field(default_factory=encoder_service_pb2.PurgeEncoderResponse)
+    purges: list[encoder_service_pb2.PurgeEncoderRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.gate.set()
+
+    async def PurgeEncoder(self, request: Any, _context: Context) -> Any:
+        self.purges.append(request)
+        return self.removed
 
     async def Encode(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         header = (await anext(request_iterator)).header
@@ -160,9 +166,15 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     rows: dict[int, bytes] = field(default_factory=dict)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     may_refuse: asyncio.Event = field(default_factory=asyncio.Event)
+    removed: decoder_service_pb2.PurgeDecoderResponse = field(default_factory=decoder_service_pb2.PurgeDecoderResponse)
+    purges: list[decoder_service_pb2.PurgeDecoderRequest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.answers.set()
+
+    async def PurgeDecoder(self, request: Any, _context: Context) -> Any:
+        self.purges.append(request)
+        return self.removed
 
     async def Generate(self, request_iterator: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
         try:

@@ -149,6 +149,29 @@ async def test_digests_name_what_was_sent_before(make_loader: MakeLoader, png: b
             await loader.load(conversation(content.Image(digest=item.digest)), owner)
 
 
+async def test_naming_a_file_does_not_prolong_its_life(
+    make_loader: MakeLoader, png: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came by its digest is not written again; what is sent again is."""
+    loader, written = make_loader(), []
+    [item] = await load(loader, content.Image(data=png))
+    await loader.remember([item], Owner(TENANT))
+    put = MediaStore.put
+
+    async def noted(store: MediaStore, owner: Owner, digest: str, data: bytes) -> bool:
+        written.append(digest)
+        return await put(store, owner, digest, data)
+
+    monkeypatch.setattr(MediaStore, "put", noted)
+    frames = content.FrameList(frames=[content.Frame(digest=item.digest)] * 2)
+    await loader.remember(
+        await load(loader, content.Image(digest=item.digest), content.Video(frames=frames)), Owner(TENANT)
+    )
+    assert written == []
+    await loader.remember(await load(loader, content.Image(data=png)), Owner(TENANT))
+    assert written == [item.digest]
+
+
 async def test_every_item_is_judged(make_loader: MakeLoader, png: bytes, mp4: bytes) -> None:
     """What is wrong with several items is said in one answer; a video in an image part is wrong."""
     found = await refusal(make_loader(), content.Image(data=b"junk"), content.Image(data=png), content.Image(data=mp4))

@@ -161,13 +161,19 @@ class GetLoadResponse(_message.Message):
     def __init__(self, num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_total_blocks: _Optional[int] = ..., block_size: _Optional[int] = ..., num_preemptions: _Optional[int] = ...) -> None: ...
 
 class PurgeDecoderRequest(_message.Message):
-    __slots__ = ("tenant",)
+    __slots__ = ("tenant", "epoch")
     TENANT_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     tenant: str
-    def __init__(self, tenant: _Optional[str] = ...) -> None: ...
+    epoch: bytes
+    def __init__(self, tenant: _Optional[str] = ..., epoch: _Optional[bytes] = ...) -> None: ...
 
 class PurgeDecoderResponse(_message.Message):
-    __slots__ = ("num_blocks",)
+    __slots__ = ("num_blocks", "num_values", "num_bytes")
     NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_VALUES_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
     num_blocks: int
-    def __init__(self, num_blocks: _Optional[int] = ...) -> None: ...
+    num_values: int
+    num_bytes: int
+    def __init__(self, num_blocks: _Optional[int] = ..., num_values: _Optional[int] = ..., num_bytes: _Optional[int] = ...) -> None: ...

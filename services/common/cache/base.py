@@ -2,20 +2,23 @@
 
 Whatever happens to the store, an answer stays right: a failure is a miss, a failed write is False, and a value that
 does not verify is deleted and is a miss. Slices are written first and their manifest last, so that a manifest never
-names what was not written.
+names what was not written. A slice says when it ends, so that none lives longer for being read, copied or restored.
 """
 
 import asyncio
 import copy
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol, Self, TypeAlias, TypeVar
+from typing import Self, TypeVar
 
 import structlog
 
+from services.common.cache.copies import Copies
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.cache.lease import Leases, Patience
+from services.common.cache.store import ByteStore, Removed, Value
 from services.common.embedding import (
     CachedManifest,
     CorruptValue,
@@ -34,37 +37,6 @@ THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event lo
 
 log = structlog.get_logger()
 T = TypeVar("T")
-Value: TypeAlias = bytes | bytearray
-"""What a store gives. Nobody changes it, whatever its type allows: it may be in a tier of this process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Removed:
-    """What a purge took away, as it was stored: a large value may be several."""
-
-    num_values: int = 0
-    num_bytes: int = 0
-
-    def __add__(self, other: "Removed") -> "Removed":
-        return Removed(self.num_values + other.num_values, self.num_bytes + other.num_bytes)
-
-
-class ByteStore(Protocol):
-    """Keys and values of bytes with one absolute time to live. Every method but close may raise StoreError."""
-
-    shared: bool
-
-    async def get(self, keys: Sequence[str]) -> list[Value | None]: ...
-    async def contains(self, keys: Sequence[str]) -> list[bool]: ...
-    async def put(self, values: Mapping[str, Value]) -> None: ...
-
-    async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
-        """Count values to be put under `prefix`: 0, or the seconds until one ends where all would be beyond `limit`."""
-
-    async def delete(self, keys: Sequence[str]) -> None: ...
-    async def delete_prefix(self, prefix: str) -> Removed: ...
-    async def ping(self) -> None: ...
-    async def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -83,11 +55,18 @@ class EmbeddingCache:
     """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store.
 
     A value belongs to the tenant that `of` has named. With a seal it is stored sealed for that tenant; one that does
-    not open does not verify.
+    not open does not verify. `copies`: what this process keeps of the slices that it reads. `clock` is Unix time.
     """
 
-    def __init__(self, store: ByteStore, seal: Seal | None = None, leases: Leases | None = None) -> None:
-        self._store, self._seal, self._leases = store, seal, leases
+    def __init__(
+        self,
+        store: ByteStore,
+        seal: Seal | None = None,
+        leases: Leases | None = None,
+        copies: Copies | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._seal, self._leases, self._copies, self._clock = store, seal, leases, copies, clock
         self._tag, self._epoch, self._max_bytes = tenant_tag(""), b"", 0
         self._stats = CacheStats()
 
@@ -112,7 +91,17 @@ class EmbeddingCache:
 
     async def get_slices(self, slice_keys: Sequence[bytes]) -> list[Slice | None]:
         """One entry a key, None where it is not cached."""
-        return await self._get([self._name("slice", key) for key in slice_keys], unpack_slice)
+        names = [self._name("slice", key) for key in slice_keys]
+        copies = await self._copies.get(names) if self._copies is not None else {}
+        missing = [name for name in dict.fromkeys(names) if name not in copies]
+        read = dict(zip(missing, await self._read(missing), strict=True))
+        parts = await self._checked(names, [copies.get(name, read.get(name)) for name in names], unpack_slice)
+        found = [part if part is not None and self._ttl_of([part]) > 0 else None for part in parts]
+        for name, part in dict(zip(names, found, strict=True)).items():
+            value = read.get(name)
+            if self._copies is not None and part is not None and value is not None:
+                await self._copies.keep(self._prefix, self._epoch, name, value, self._ttl_of([part]))
+        return found
 
     async def has_slices(self, slice_keys: Sequence[bytes]) -> list[bool]:
         """Whether each slice is cached now, without reading it."""
@@ -129,16 +118,29 @@ class EmbeddingCache:
         return self._leases.turn(self._name("slice", slice_key), patience) if self._leases else nullcontext(False)
 
     async def put_slices(self, slices: Mapping[bytes, Slice]) -> bool:
-        """True only when the store acknowledged them all. Rows with NaN or infinity are never written."""
+        """True only when the store acknowledged them all. Rows with NaN or infinity are never written.
+
+        They end together, when the first of them does that has been stored before.
+        """
+        dated = {key: self.dated(part) for key, part in slices.items()}
+        ttl_s = self._ttl_of(dated.values())
+        if ttl_s <= 0:
+            return False
         try:
             values = await _off_loop(
-                sum(len(part.data) for part in slices.values()),
-                lambda: {self._name("slice", key): _packed(part) for key, part in slices.items()},
+                sum(len(part.data) for part in dated.values()),
+                lambda: {self._name("slice", key): _packed(part) for key, part in dated.items()},
             )
         except NotFinite as error:
             self._failed("pack", error)
             return False
-        return await self._put_within(values)
+        return await self._put_within(values, ttl_s)
+
+    def dated(self, part: Slice) -> Slice:
+        """The slice as it is from its first time in a cache on: it says when it ends."""
+        if part.expires_ms is not None:
+            return part
+        return replace(part, expires_ms=round(1000 * (self._clock() + self._store.ttl_s)))
 
     async def put_manifest(self, media_key: bytes, manifest: CachedManifest) -> bool:
         """To be called after `put_slices` has returned True for all of its slices."""
@@ -176,6 +178,10 @@ class EmbeddingCache:
             self._failed("purge", error)
             return None
 
+    async def purge_copies(self, epoch: bytes) -> Removed:
+        """Remove what this process holds of the tenant; of another epoch than `epoch` it holds nothing from now on."""
+        return await self._copies.purge(self._prefix, epoch) if self._copies is not None else Removed()
+
     async def ping(self) -> bool:
         """Whether the store answers now."""
         try:
@@ -186,9 +192,11 @@ class EmbeddingCache:
         return True
 
     async def close(self) -> None:
-        """Release leases and connections."""
+        """Release leases, copies and connections."""
         if self._leases is not None:
             await self._leases.close()
+        if self._copies is not None:
+            await self._copies.close()
         await self._store.close()
 
     def stats(self) -> CacheStats:
@@ -196,13 +204,19 @@ class EmbeddingCache:
         return replace(self._stats)
 
     async def _get(self, keys: Sequence[str], unpack: Callable[[Value], T]) -> list[T | None]:
-        if not keys:
-            return []
+        return await self._checked(keys, await self._read(keys), unpack)
+
+    async def _read(self, keys: Sequence[str]) -> list[Value | None]:
         try:
-            values = await self._store.get(keys)
+            return await self._store.get(keys) if keys else []
         except StoreError as error:
             self._failed("get", error)
-            values = [None] * len(keys)
+            return [None] * len(keys)
+
+    async def _checked(
+        self, keys: Sequence[str], values: Sequence[Value | None], unpack: Callable[[Value], T]
+    ) -> list[T | None]:
+        """What verifies of `values`; the rest is deleted."""
         size = sum(len(value) for value in values if value is not None)
         pairs = list(zip(keys, values, strict=True))
         found = await _off_loop(size, lambda: [self._verified(key, value, unpack) for key, value in pairs])
@@ -218,19 +232,24 @@ class EmbeddingCache:
         except CorruptValue:
             return None
 
-    async def _put_within(self, values: Mapping[str, bytes]) -> bool:
+    def _ttl_of(self, parts: Iterable[Slice]) -> float:
+        """Seconds until the first of dated slices ends; clocks of other machines do not prolong it."""
+        ends = [part.expires_ms / 1000 - self._clock() for part in parts if part.expires_ms is not None]
+        return min([*ends, self._store.ttl_s])
+
+    async def _put_within(self, values: Mapping[str, bytes], ttl_s: float | None = None) -> bool:
         """Like `_put`; what is over the quota is not written, which its reader need not know."""
         try:
-            return await self._put(values)
+            return await self._put(values, ttl_s)
         except QuotaExceeded:
             return False
 
-    async def _put(self, values: Mapping[str, bytes]) -> bool:
+    async def _put(self, values: Mapping[str, bytes], ttl_s: float | None = None) -> bool:
         values = await self._sealed(values)
         try:
             if self._max_bytes:
                 await self._reserve(values)
-            await self._store.put(values)
+            await self._store.put(values, ttl_s)
         except StoreError as error:
             self._failed("put", error)
             return False
@@ -267,6 +286,8 @@ class EmbeddingCache:
             return
         self._stats.corrupt += len(keys)
         log.warning("corrupt values in the cache", num_items=len(keys))
+        if self._copies is not None:
+            await self._copies.delete(keys)
         try:
             await self._store.delete(keys)
         except StoreError as error:
@@ -305,4 +326,4 @@ def _checked_epoch(value: Value) -> bytes:
 
 
 def _packed(part: Slice) -> bytes:
-    return b"".join(pack_slice(part.data, part.num_rows, part.width, part.dtype))
+    return b"".join(pack_slice(part.data, part.num_rows, part.width, part.dtype, part.expires_ms or 0))

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from services.common.cache.base import Value
+from services.common.cache.store import Value
 
 MAX_VALUE_BYTES = 4 << 20
 MAX_CHUNKS = 1024

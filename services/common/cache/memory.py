@@ -4,17 +4,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 
-from services.common.cache.base import Removed, Value
 from services.common.cache.errors import StoreError
+from services.common.cache.store import Removed, Value
 
 
 class MemoryStore:
-    """At most `max_bytes` of values, each for `ttl_s` seconds by `clock`."""
+    """At most `max_bytes` of values, each for `ttl_s` seconds by `clock` at most."""
 
     shared = False
 
     def __init__(self, *, ttl_s: float, max_bytes: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ttl_s, self._max_bytes, self._clock = ttl_s, max_bytes, clock
+        self.ttl_s, self._max_bytes, self._clock = ttl_s, max_bytes, clock
         self._values: OrderedDict[str, tuple[float, Value]] = OrderedDict()  # least recently used first
         self._num_bytes = 0
 
@@ -24,12 +24,13 @@ class MemoryStore:
     async def contains(self, keys: Sequence[str]) -> list[bool]:
         return [self._read(key) is not None for key in keys]
 
-    async def put(self, values: Mapping[str, Value]) -> None:
+    async def put(self, values: Mapping[str, Value], ttl_s: float | None = None) -> None:
         if sum(len(value) for value in values.values()) > self._max_bytes:
             raise StoreError("larger than the whole store")
+        expires = self._clock() + (self.ttl_s if ttl_s is None else ttl_s)
         for key, value in values.items():
             self._remove(key)
-            self._values[key] = (self._clock() + self._ttl_s, value)
+            self._values[key] = (expires, value)
             self._num_bytes += len(value)
         while self._num_bytes > self._max_bytes:
             self._remove(next(iter(self._values)))
@@ -40,7 +41,7 @@ class MemoryStore:
         others = sum(len(value) for name, (_, value) in held.items() if name not in sizes)
         if others + sum(sizes.values()) <= limit:
             return 0.0
-        return min((expires for expires, _ in held.values()), default=now + self._ttl_s) - now
+        return min((expires for expires, _ in held.values()), default=now + self.ttl_s) - now
 
     async def delete(self, keys: Sequence[str]) -> None:
         for key in keys:

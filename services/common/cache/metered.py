@@ -4,8 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
-from services.common.cache.base import ByteStore, Removed, Value
 from services.common.cache.errors import StoreDown, StoreError
+from services.common.cache.store import ByteStore, Removed, Value
 from services.common.telemetry.metrics import CacheMetrics
 
 
@@ -14,7 +14,7 @@ class MeteredStore:
 
     def __init__(self, store: ByteStore, metrics: CacheMetrics) -> None:
         self._store, self._metrics = store, metrics
-        self.shared = store.shared
+        self.shared, self.ttl_s = store.shared, store.ttl_s
         self._source = "redis" if store.shared else "local"
 
     async def get(self, keys: Sequence[str]) -> list[Value | None]:
@@ -31,9 +31,9 @@ class MeteredStore:
         with self._measured("contains"):
             return await self._store.contains(keys)
 
-    async def put(self, values: Mapping[str, Value]) -> None:
+    async def put(self, values: Mapping[str, Value], ttl_s: float | None = None) -> None:
         with self._measured("put"):
-            await self._store.put(values)
+            await self._store.put(values, ttl_s)
         self._count_bytes("written", sum(map(len, values.values())))
 
     async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:

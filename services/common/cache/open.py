@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
-from services.common.cache.base import ByteStore, EmbeddingCache
+from services.common.cache.base import EmbeddingCache
+from services.common.cache.copies import Copies
 from services.common.cache.lease import Leases
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
 from services.common.cache.redis import REPLY_TIMEOUT_S, RedisStore
-from services.common.cache.tiered import LOCAL_TTL_S, TieredStore
+from services.common.cache.store import ByteStore
 from services.common.cache_url import parse_cache_url
 from services.common.seal import Seal
 from services.common.settings import CommonSettings
@@ -42,18 +43,16 @@ def open_cache(  # noqa: PLR0913 -- a store, its bounds, and what stands before 
     """The cache at a URL of cache_url.py's forms: all but memory:// share values among processes.
 
     What is shared is sealed with the first of `secrets`, if any, and opened with each of them; what stays in this
-    process is not, and is at most `max_bytes`. With `local_bytes`, copies of what is shared stay here for a minute,
+    process is not, and is at most `max_bytes`. With `local_bytes`, copies of shared slices stay here until they expire,
     sealed as they are. What is asked of the store is counted in `metrics`. Nothing is connected yet: a server that is
     down is a cache that misses. ValueError for another URL.
     """
     if parse_cache_url(url).kind == "memory":
         return EmbeddingCache(_metered(MemoryStore(ttl_s=ttl_s, max_bytes=max_bytes), metrics))
     store = RedisStore(url, ttl_s=ttl_s, timeout_s=timeout_s)
-    values = _metered(store, metrics)
-    if local_bytes:
-        local = MemoryStore(ttl_s=min(ttl_s, LOCAL_TTL_S), max_bytes=local_bytes)
-        values = TieredStore(_metered(local, metrics), values)
-    return EmbeddingCache(values, Seal(secrets) if secrets else None, Leases(store))
+    local = _metered(MemoryStore(ttl_s=ttl_s, max_bytes=local_bytes), metrics)
+    copies = Copies(local) if local_bytes else None
+    return EmbeddingCache(_metered(store, metrics), Seal(secrets) if secrets else None, Leases(store), copies)
 
 
 def _metered(store: ByteStore, metrics: CacheMetrics | None) -> ByteStore:

@@ -6,19 +6,20 @@ that meet it first some milliseconds, and is over a tenth of a second after the 
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from services.common.cache.base import Removed, Value
 from services.common.cache.chunks import Head, batches, split
 from services.common.cache.clients import NO_ANSWER, Command, connect
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.cache.held import RESERVE, held_keys
 from services.common.cache.lease import Claim
 from services.common.cache.pulse import TICKS, Pulse
+from services.common.cache.store import Removed, Value
 from services.common.cache_url import parse_cache_url
 
 MAX_CONNECTIONS = 8
@@ -43,7 +44,7 @@ RELEASE = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('DEL', KE
 
 
 class RedisStore:
-    """Values behind `url` (see cache_url.py), each for `ttl_s` seconds. An answer may take `timeout_s`."""
+    """Values behind `url` (see cache_url.py), each for `ttl_s` seconds at most. An answer may take `timeout_s`."""
 
     shared = True
 
@@ -51,11 +52,11 @@ class RedisStore:
         self,
         url: str,
         *,
-        ttl_s: int,
+        ttl_s: float,
         timeout_s: float = REPLY_TIMEOUT_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._ttl_s, self._timeout_s, self._clock = ttl_s, timeout_s, clock
+        self.ttl_s, self._timeout_s, self._clock = ttl_s, timeout_s, clock
         place, limit_s = parse_cache_url(url), CONNECT_TIMEOUT_S + timeout_s
         self._client = connect(place, limit_s)
         self._pulse = Pulse(connect(place, limit_s), timeout_s / 2, self._client.reset)
@@ -72,13 +73,14 @@ class RedisStore:
     async def contains(self, keys: Sequence[str]) -> list[bool]:
         return [bool(count) for count in await self._run([("EXISTS", key) for key in keys])]
 
-    async def put(self, values: Mapping[str, Value]) -> None:
+    async def put(self, values: Mapping[str, Value], ttl_s: float | None = None) -> None:
+        ttl_ms = math.ceil(1000 * (self.ttl_s if ttl_s is None else ttl_s))
         for batch in batches(split(values)):
-            await self._write([("SET", key, value, "EX", self._ttl_s) for key, value in batch], num_values=1)
+            await self._write([("SET", key, value, "PX", ttl_ms) for key, value in batch], num_values=1)
 
     async def reserve(self, prefix: str, sizes: Mapping[str, int], limit: int) -> float:
         arguments = [field for name, size in sizes.items() for field in (name.removeprefix(prefix), size)]
-        ttl_ms = 1000 * (self._ttl_s + WRITE_S)
+        ttl_ms = round(1000 * (self.ttl_s + WRITE_S))
         (wait_ms,) = await self._write([("EVAL", RESERVE, 2, *held_keys(prefix), ttl_ms, limit, *arguments)])
         return int(wait_ms) / 1000
 

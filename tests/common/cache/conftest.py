@@ -7,9 +7,9 @@ from contextlib import ExitStack
 import pytest
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import ByteStore
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
+from services.common.cache.store import ByteStore
 from services.common.seal import Seal
 from tests.common.cache.values import Find
 from tests.redis_servers import BACKENDS

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import ByteStore
+from services.common.cache.store import ByteStore
 from services.common.embedding import Slice
 from tests.common.cache.values import KEY, LARGE_ROWS, MANIFEST, OTHER, embedding
 

@@ -3,7 +3,7 @@
 import pytest
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import ByteStore
+from services.common.cache.store import ByteStore
 from services.common.keys import digest_of, upload_key
 from services.common.seal import Seal
 from tests.common.cache.values import KEY, MANIFEST, OTHER, TENANT, embedding

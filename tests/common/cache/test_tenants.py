@@ -6,9 +6,9 @@ import time
 import pytest
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.base import ByteStore, Removed
 from services.common.cache.memory import MemoryStore
 from services.common.cache.redis import RedisStore
+from services.common.cache.store import ByteStore, Removed
 from services.common.errors import QuotaExceeded
 from services.common.keys import digest_of, tenant_key
 from tests.common.cache.values import KEY, LARGE_ROWS, MANIFEST, OTHER, TENANT, Find, embedding

@@ -14,10 +14,10 @@ import pytest
 import structlog
 from prometheus_client import CollectorRegistry, generate_latest
 
-from services.common.cache.base import Value
 from services.common.cache.errors import StoreDown, StoreError
 from services.common.cache.memory import MemoryStore
 from services.common.cache.metered import MeteredStore
+from services.common.cache.store import Value
 from services.common.errors import Overloaded
 from services.common.server import ServerSettings
 from services.common.telemetry.catalogue import CATALOGUE, CounterMetric, Metric
