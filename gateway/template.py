@@ -19,7 +19,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MediaKind = Literal["image", "video"]
-Content = str | list[dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,9 +32,6 @@ class Attribute(StrEnum):
     ERROR_TYPE = "error.type"
     MEDIA_COUNT = "diptych.media.count"
     MEDIA_CACHE = "diptych.media.cache"
-    NUM_PATCHES = "diptych.num_patches"
-    NUM_SLICES = "diptych.num_slices"
-    CACHED_SLICES = "diptych.num_cached_slices"
     CACHED_TOKENS = "diptych.num_cached_tokens"
 
 
