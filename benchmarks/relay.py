@@ -1,4 +1,9 @@
-"""Servers that stream rows: bytes alone, and the encoder's chunks on their way through a gateway to a decoder."""
+"""Servers that stream rows: bytes alone, and the encoder's chunks on their way through a gateway to a decoder.
+
+The relay is the services' own code from the encoder's rows to the decoder's tensor, on their own channels, each service
+in a process.
+"""
+# ruff: noqa: N802 -- gRPC's own names
 
 import asyncio
 import multiprocessing
@@ -11,16 +16,29 @@ from typing import Any
 
 import grpc
 from diptych.v1 import decoder_service_pb2, encoder_service_pb2
+from diptych.v1.decoder_service_pb2_grpc import DecoderServiceServicer
+from diptych.v1.encoder_service_pb2_grpc import EncoderServiceServicer
 
+from gateway.decoding import _Writer
 from gateway.encoding import _Rows
+from gateway.reach.stubs import decoder_stub, encoder_stub
+from services.common.allocator import keep_freed_memory
+from services.common.cache import open_cache
+from services.common.channels import open_channel
+from services.common.chunk_wire import Chunk
 from services.common.embedding import Slice
-from services.decoder.embeddings import ItemRows, RowsFormat
+from services.common.interceptors import ErrorInterceptor
+from services.common.server import server_options
+from services.decoder.embeddings import RowsFormat
+from services.decoder.intake import EmbeddingIntake
+from services.decoder.service import register as register_decoder
 from services.encoder.outcome import Outcome
+from services.encoder.service import register as register_encoder
 from services.encoder.slices import EncodedSlice
 
 PIECE_BYTES = 1 << 20
-BARE, ENCODE, GENERATE = "/benchmark.Rows/Bare", "/benchmark.Rows/Encode", "/benchmark.Rows/Generate"
-OPTIONS = [("grpc.max_receive_message_length", 4 << 20), ("grpc.so_reuseport", 0)]
+MAX_MESSAGE_BYTES = 4 << 20
+BARE = "/benchmark.Rows/Bare"
 
 Move = Callable[[], Awaitable[None]]
 
@@ -28,7 +46,7 @@ Move = Callable[[], Awaitable[None]]
 @asynccontextmanager
 async def plain_stream(num_bytes: int) -> AsyncIterator[Move]:
     """A client of this process reads the bytes into one place, in messages of 1 MiB, from a server of another."""
-    async with _server("bare", num_bytes) as address, grpc.aio.insecure_channel(address, OPTIONS) as channel:
+    async with _server("bare", num_bytes) as address, grpc.aio.insecure_channel(address) as channel:
         call: Any = channel.unary_stream(BARE)
 
         async def move() -> None:
@@ -44,26 +62,21 @@ async def plain_stream(num_bytes: int) -> AsyncIterator[Move]:
 @asynccontextmanager
 async def inline(form: RowsFormat) -> AsyncIterator[Move]:
     """This process is the gateway: it relays an encoder's chunks to a decoder, which answers when it has its tensor."""
-    num_bytes = form.num_rows * form.slice_bytes // form.slice_rows
+    num_bytes = form.num_slices * form.slice_bytes
     job: Any = SimpleNamespace(index=0, num_slices=1, slice_bytes=lambda _dtype: num_bytes)
     async with (
-        _server("encoder", num_bytes) as encoder,
+        _server("encoder", form) as encoder,
         _server("decoder", form) as decoder,
-        grpc.aio.insecure_channel(encoder, OPTIONS) as from_encoder,
-        grpc.aio.insecure_channel(decoder, OPTIONS) as to_decoder,
+        open_channel(encoder) as from_encoder,
+        open_channel(decoder) as to_decoder,
     ):
-        encode: Any = from_encoder.unary_stream(
-            ENCODE, response_deserializer=encoder_service_pb2.EncodeResponse.FromString
-        )
-        generate: Any = to_decoder.stream_unary(
-            GENERATE, request_serializer=decoder_service_pb2.GenerateRequest.SerializeToString
-        )
+        encode, generate = encoder_stub(from_encoder).Encode, decoder_stub(to_decoder).Generate
 
         async def move() -> None:
-            call = generate()
-            await _Rows(job, call.write).relay_rest(encode(b""))
+            call: Any = generate()
+            await _Rows(job, _Writer(call).write).relay_rest(encode(iter(())))
             await call.done_writing()
-            if await call != b"whole":
+            if [response.HasField("finished") async for response in call] != [True]:
                 raise RuntimeError("the decoder has no tensor")
 
         yield move
@@ -75,49 +88,54 @@ async def _bare(num_bytes: int, _request: bytes, _context: object) -> AsyncItera
         yield bytes(data[start : start + PIECE_BYTES])
 
 
-async def _encoded(
-    num_bytes: int, _request: bytes, _context: object
-) -> AsyncIterator[encoder_service_pb2.EncodeResponse]:
-    rows = Slice(1, 1, "bfloat16", memoryview(bytes(num_bytes)))
-    item: Any = SimpleNamespace(streams=False)
-    for response in Outcome(item).parts([EncodedSlice(b"", rows, cached=False, stored=False)]):
-        yield response
+class _Encoder(EncoderServiceServicer):
+    """Has the rows already."""
+
+    def __init__(self, form: RowsFormat) -> None:
+        data = memoryview(bytearray(form.num_slices * form.slice_bytes))
+        self._part = EncodedSlice(b"", Slice(form.num_rows, form.width, form.dtype, data), cached=False, stored=False)
+
+    async def Encode(
+        self, _requests: object, _context: object
+    ) -> AsyncIterator[encoder_service_pb2.EncodeResponse | Chunk]:
+        item: Any = SimpleNamespace(streams=False)
+        for response in Outcome(item).parts([self._part]):
+            yield response
 
 
-async def _assembled(
-    form: RowsFormat, requests: AsyncIterator[decoder_service_pb2.GenerateRequest], _context: object
-) -> bytes:
-    item = ItemRows(form)
-    async for request in requests:
-        item.add_chunk(request.chunk)
-    return b"whole" if item.is_complete else b""
+class _Decoder(DecoderServiceServicer):
+    """Computes nothing."""
+
+    def __init__(self, form: RowsFormat) -> None:
+        self._form = form
+
+    async def Generate(
+        self, requests: AsyncIterator[decoder_service_pb2.GenerateRequest | Chunk], _context: object
+    ) -> AsyncIterator[decoder_service_pb2.GenerateResponse]:
+        cache = open_cache("memory://", ttl_s=60, max_bytes=1)
+        await EmbeddingIntake([self._form], cache, lambda *_: None, lambda _: None, lambda: None).run(requests)
+        yield decoder_service_pb2.GenerateResponse(finished=decoder_service_pb2.GenerateFinished())
 
 
-def _methods(kind: str, what: Any) -> "dict[str, grpc.RpcMethodHandler[Any, Any]]":
-    match kind:
-        case "bare":
-            return {"Bare": grpc.unary_stream_rpc_method_handler(partial(_bare, what))}
-        case "encoder":
-            serialize = encoder_service_pb2.EncodeResponse.SerializeToString
-            return {
-                "Encode": grpc.unary_stream_rpc_method_handler(partial(_encoded, what), response_serializer=serialize)
-            }
-        case _:
-            parse = decoder_service_pb2.GenerateRequest.FromString
-            return {
-                "Generate": grpc.stream_unary_rpc_method_handler(partial(_assembled, what), request_deserializer=parse)
-            }
+def _add_bare(num_bytes: int, server: grpc.aio.Server) -> None:
+    handler: Any = grpc.unary_stream_rpc_method_handler(partial(_bare, num_bytes))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmark.Rows", {"Bare": handler}),))
 
 
 async def _serve(kind: str, what: Any, ready: Connection) -> None:
-    server = grpc.aio.server(options=OPTIONS)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("benchmark.Rows", _methods(kind, what)),))
+    if kind == "bare":
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        _add_bare(what, server)
+    else:
+        server = grpc.aio.server(interceptors=[ErrorInterceptor(10)], options=server_options(MAX_MESSAGE_BYTES))
+        register_encoder(_Encoder(what), server) if kind == "encoder" else register_decoder(_Decoder(what), server)
     ready.send(server.add_insecure_port("127.0.0.1:0"))
     await server.start()
     await server.wait_for_termination()
 
 
 def _run(kind: str, what: Any, ready: Connection) -> None:
+    keep_freed_memory()
     asyncio.run(_serve(kind, what, ready))
 
 

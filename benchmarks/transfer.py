@@ -24,6 +24,7 @@ from redis.asyncio import Redis
 from benchmarks.figures import MILLISECONDS, Result
 from benchmarks.relay import inline, plain_stream
 from cli.local_redis import LocalRedis
+from services.common.allocator import keep_freed_memory
 from services.common.cache import EmbeddingCache, open_cache
 from services.common.embedding import Slice
 from services.decoder.embeddings import RowsFormat
@@ -146,11 +147,17 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.read:
+        keep_freed_memory()  # as the decoder does
         way, url = arguments.read
         asyncio.run(read(way, url, arguments.repeats))
         return
-    for result in (*from_redis(arguments.repeats), *asyncio.run(through_the_gateway(arguments.repeats))):
+    for result in measure_transfer(arguments.repeats):
         sys.stdout.write(json.dumps(asdict(result)) + "\n")
+
+
+def measure_transfer(num_repeats: int) -> list[Result]:
+    """Both ways."""
+    return [*from_redis(num_repeats), *asyncio.run(through_the_gateway(num_repeats))]
 
 
 def from_redis(num_repeats: int) -> list[Result]:
@@ -171,6 +178,7 @@ def from_redis(num_repeats: int) -> list[Result]:
 
 async def through_the_gateway(num_repeats: int) -> list[Result]:
     """Encoder's chunks through the gateway's relay into the decoder's tensor, beside one stream of the same bytes."""
+    keep_freed_memory()  # as the gateway does, and every process of `relay`, the plain stream's too
     form = RowsFormat(1, NUM_TOKENS, WIDTH, DTYPE)
     async with plain_stream(NUM_BYTES) as plain, inline(form) as ours:
         times = [(await timed_ms(plain), await timed_ms(ours)) for _ in range(num_repeats)]

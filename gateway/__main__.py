@@ -6,6 +6,7 @@ import sys
 import grpc
 from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 
+from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.heap import giving_back
 from services.common.logs import configure_logging
@@ -31,6 +32,7 @@ def main() -> None:
     exit_on_stop_signals()
     settings = parse_command_line(GatewaySettings, "The gateway: chat requests in, text out.")
     configure_logging("gateway")
+    keep_freed_memory()
     try:
         asyncio.run(run(settings))
     except (CheckpointError, TemplateUnusableError, TokenizerError, ValueError, OSError) as error:

@@ -9,6 +9,7 @@ from time import monotonic
 import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2
 
+from services.common.chunk_wire import Chunk
 from services.common.errors import ServiceUnavailable
 from services.common.telemetry.spans import trace_metadata, traced
 
@@ -20,7 +21,7 @@ from .resume import Progress
 
 Request = decoder_service_pb2.GenerateRequest
 Response = decoder_service_pb2.GenerateResponse
-_Call = grpc.aio.StreamStreamCall[Request, Response]
+_Call = grpc.aio.StreamStreamCall[Request | Chunk, Response]
 
 TAKEN_S = 1.0
 
@@ -121,20 +122,20 @@ class _Writer:
         self._call = call
         self._lock = asyncio.Lock()
 
-    async def write(self, message: Request) -> None:
+    async def write(self, message: Request | Chunk) -> None:
         """Raises CallOverError. A cancelled caller leaves the write to end by itself: grpc would cancel the call."""
         writing = asyncio.ensure_future(self._write(message))
         writing.add_done_callback(lambda done: done.exception())  # nobody else may be left to hear it
         await asyncio.shield(writing)
 
-    async def _write(self, message: Request) -> None:
+    async def _write(self, message: Request | Chunk) -> None:
         async with self._lock:
             try:
                 await self._call.write(message)
             except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
                 raise CallOverError from error
 
-    async def write_once_taken(self, message: Request) -> None:
+    async def write_once_taken(self, message: Request | Chunk) -> None:
         """Like `write`, once the decoder has taken the prompt, or is one that does not say so.
 
         grpc.aio loses the status of a call that ends while it is written to, so a refusal must come before.

@@ -9,6 +9,7 @@ import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2
 
 from services.common.cache.base import EmbeddingCache
+from services.common.chunk_wire import Chunk
 from services.common.embedding import DTYPES, MAX_CHUNK_BYTES, row_bytes
 from services.common.errors import DiptychError, InvalidRequest, ServiceUnavailable, Violation
 from services.common.telemetry.spans import trace_metadata, traced
@@ -20,7 +21,7 @@ from .reach.retries import Retries
 from .reach.suspects import Suspects
 
 Message = decoder_service_pb2.GenerateRequest
-Write = Callable[[Message], Awaitable[None]]
+Write = Callable[[Message | Chunk], Awaitable[None]]
 Note = Callable[[content_pb2.CacheResult], None]
 
 HIT = content_pb2.CACHE_RESULT_HIT
@@ -163,7 +164,7 @@ class _Rows:
     async def relay(self, call: "_EncodeCall") -> encoder_service_pb2.Manifest:
         """Pass on what the encoder says before its manifest. Raises DiptychError for one that does not fit the plan."""
         while (response := await _next(call)) is not None:
-            if response.WhichOneof("message") == "manifest":
+            if not isinstance(response, Chunk) and response.WhichOneof("message") == "manifest":
                 _require_fitting(response.manifest, self.job)
                 return response.manifest
             await self._pass_on(response)
@@ -187,13 +188,15 @@ class _Rows:
             await self.write(_reference(self.job, new, next_slice))
             self._num_slices += len(new)
 
-    async def _pass_on(self, response: encoder_service_pb2.EncodeResponse) -> None:
-        if response.WhichOneof("message") == "stored":
+    async def _pass_on(self, response: "_Response") -> None:
+        if isinstance(response, Chunk):
+            await self._send_chunk(response)
+        elif response.WhichOneof("message") == "stored":
             await self.send_references(response.stored.first_slice, response.stored.slice_keys)
         else:
-            await self._send_chunk(response.chunk)
+            raise DiptychError(metadata={"service": "encoder"})
 
-    async def _send_chunk(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
+    async def _send_chunk(self, chunk: Chunk) -> None:
         """Send what has not been sent yet of a chunk."""
         if chunk.dtype not in DTYPES or self._dtype not in ("", chunk.dtype):
             raise DiptychError(metadata={"service": "encoder"})
@@ -202,7 +205,7 @@ class _Rows:
         if chunk.byte_offset > num_sent:
             raise DiptychError(metadata={"service": "encoder"})
         if new := chunk.data[num_sent - chunk.byte_offset :]:
-            await self.write(_chunk(self.job, num_sent, new, chunk.dtype))
+            await self.write(Chunk(self.job.index, num_sent, new, chunk.dtype))
             self._num_slices, self._num_bytes = divmod(num_sent + len(new), slice_bytes)
 
 
@@ -226,13 +229,14 @@ class _Flights:
                 self._locks[media_key] = (lock, num_users - 1)
 
 
-_EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, encoder_service_pb2.EncodeResponse]
+_Response = encoder_service_pb2.EncodeResponse | Chunk
+_EncodeCall = grpc.aio.StreamStreamCall[encoder_service_pb2.EncodeRequest, _Response]
 
 
-async def _next(call: _EncodeCall) -> encoder_service_pb2.EncodeResponse | None:
+async def _next(call: _EncodeCall) -> _Response | None:
     """The encoder's next word; None when it has said all."""
     response = await call.read()
-    return response if isinstance(response, encoder_service_pb2.EncodeResponse) else None
+    return response if isinstance(response, _Response) else None
 
 
 async def _requests(job: EncodeJob, *, inline: bool) -> AsyncIterator[encoder_service_pb2.EncodeRequest]:
@@ -270,11 +274,6 @@ def _require_fitting(manifest: encoder_service_pb2.Manifest, job: EncodeJob) -> 
 def _reference(job: EncodeJob, slice_keys: Iterable[bytes], first_slice: int = 0) -> Message:
     reference = embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys, first_slice=first_slice)
     return Message(reference=reference)
-
-
-def _chunk(job: EncodeJob, byte_offset: int, data: bytes, dtype: str) -> Message:
-    # made in its place: protobuf takes a hundred times as long to copy a message into another one
-    return Message(chunk={"media_index": job.index, "byte_offset": byte_offset, "data": data, "dtype": dtype})
 
 
 def _result(manifest: encoder_service_pb2.Manifest) -> content_pb2.CacheResult:

@@ -17,6 +17,7 @@ from services.common.watched_files import WatchedFiles
 from .addresses import Resolver, Target, system_resolver
 from .endpoint import Endpoint, InfoT, Kind, Load, StubT
 from .pool import Pool
+from .stubs import decoder_stub, encoder_stub
 
 Encoder = encoder_service_pb2.GetEncoderCapabilitiesResponse
 Decoder = decoder_service_pb2.GetDecoderCapabilitiesResponse
@@ -104,5 +105,5 @@ async def _measure_decoder(stub: DecoderStub, timeout_s: float) -> Load:
     return Load(found.num_running + found.num_waiting, found.num_used_blocks / max(found.num_total_blocks, 1))
 
 
-ENCODERS = Kind("encoder", EncoderStub, _describe_encoder, _no_load)
-DECODERS = Kind("decoder", DecoderStub, _describe_decoder, _measure_decoder)
+ENCODERS = Kind("encoder", encoder_stub, _describe_encoder, _no_load)
+DECODERS = Kind("decoder", decoder_stub, _describe_decoder, _measure_decoder)

@@ -127,7 +127,7 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
     always are, as the process itself is. The bound port goes to `on_ready`, and the address to the file that
     DIPTYCH_READY_FILE names. OSError when the address cannot be bound or a certificate cannot be read.
     """
-    options = [*_options(settings.max_message_bytes), *_age_options(settings.connection_age_s)]
+    options = [*server_options(settings.max_message_bytes), *_age_options(settings.connection_age_s)]
     errors = ErrorInterceptor(settings.slow_reader_timeout_s)
     server = grpc.aio.server(interceptors=[errors, *guards], options=options)
     register(server)
@@ -182,7 +182,7 @@ async def _plain_health(settings: ServerSettings, servicer: DrainingHealth) -> A
     if settings.health_listen is None:
         yield
         return
-    server = grpc.aio.server(options=_options(MAX_HEALTH_REQUEST_BYTES))
+    server = grpc.aio.server(options=server_options(MAX_HEALTH_REQUEST_BYTES))
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
     address, _ = _bind(server, settings.health_listen, None)
     await server.start()
@@ -214,7 +214,8 @@ def install_stop_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
     return stop
 
 
-def _options(max_message_bytes: int) -> list[tuple[str, int]]:
+def server_options(max_message_bytes: int) -> list[tuple[str, int]]:
+    """What every server of ours is opened with."""
     return [
         ("grpc.so_reuseport", 0),  # on by default: two servers would silently share a port
         ("grpc.max_receive_message_length", max_message_bytes),

@@ -2,11 +2,10 @@
 
 import asyncio
 
-import grpc
 import structlog
 import torch
-from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 
+from services.common.allocator import keep_freed_memory
 from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.logs import configure_logging
@@ -15,11 +14,10 @@ from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
 from services.decoder.assemble import build_decoder
+from services.decoder.service import SERVICE_NAME, register
 from services.decoder.settings import DecoderSettings
 
 log = structlog.get_logger()
-
-SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
 
 
 async def run(settings: DecoderSettings) -> None:
@@ -33,12 +31,15 @@ async def run(settings: DecoderSettings) -> None:
     stop = install_stop_signals(asyncio.get_running_loop())
     engine.start()
 
-    def register(server: grpc.aio.Server) -> None:
-        decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(service, server)
-
     try:
         async with telemetry.served(settings.metrics_listen, settings):
-            await serve(settings, register, [SERVICE_NAME], stop=stop, guards=[telemetry.interceptor()])
+            await serve(
+                settings,
+                lambda server: register(service, server),
+                [SERVICE_NAME],
+                stop=stop,
+                guards=[telemetry.interceptor()],
+            )
     finally:
         engine.stop()
         await cache.close()
@@ -49,6 +50,7 @@ def main() -> None:
     exit_on_stop_signals()
     settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     configure_logging("decoder")
+    keep_freed_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     try:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from diptych.v1 import embedding_pb2
 
+from services.common.chunk_wire import Chunk
 from services.common.embedding import DTYPES, INT8, MAX_CHUNK_BYTES, Slice, is_finite, row_bytes
 from services.common.errors import InvalidRequest, Violation
 from services.common.int8_rows import dequantized
@@ -75,11 +76,11 @@ class ItemRows:
             if not is_finite(part.data, part.width, part.dtype):
                 return False
         for part in slices:
-            if part is not None:  # torch takes no memory that must not be written
-                self._place(bytearray(part.data) if part.data.readonly else part.data, part.dtype)
+            if part is not None:
+                self._place(part.data, part.dtype)
         return True
 
-    def add_chunk(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
+    def add_chunk(self, chunk: Chunk) -> None:
         """Take a chunk, whose end may be in the middle of a row. InvalidRequest if it does not fit."""
         self._check_dtype(chunk.dtype)
         if not 0 < len(chunk.data) <= MAX_CHUNK_BYTES:
@@ -93,10 +94,13 @@ class ItemRows:
         if chunk.byte_offset + len(chunk.data) > self._form.num_rows * size:
             whole = self._form.num_rows * size
             raise refused("chunk.data", f"goes beyond the item's {whole} bytes", "SIZE_MISMATCH")
-        self._pending += memoryview(chunk.data)[position - chunk.byte_offset :]
-        whole_rows = len(self._pending) // size * size
-        complete, self._pending = self._pending[:whole_rows], self._pending[whole_rows:]
-        if complete and not is_finite(memoryview(complete), self._form.width, chunk.dtype):
+        data = chunk.data[position - chunk.byte_offset :]
+        if self._pending:
+            data = memoryview(self._pending + data)
+        whole_rows = len(data) // size * size
+        self._pending = bytearray(data[whole_rows:])
+        complete = data[:whole_rows]
+        if complete and not is_finite(complete, self._form.width, chunk.dtype):
             raise refused("chunk.data", "contains NaN or infinity", "NOT_FINITE")
         self._place(complete, chunk.dtype)
 
@@ -107,15 +111,20 @@ class ItemRows:
             raise refused("chunk.dtype", f"is {dtype!r}, but the item began with {self._dtype!r}", "CONFLICT")
         self._dtype = dtype
 
-    def _place(self, data: bytearray | memoryview, dtype: str) -> None:
-        if not data:
+    def _place(self, data: memoryview, dtype: str) -> None:
+        """Whole rows. A whole item at once, as an image from the cache is, stays where it has been read."""
+        form, start = self._form, self.num_ready
+        end = start + len(data) // row_bytes(form.width, dtype)
+        if start == end:
             return
-        new = _tensor(data, dtype, self._form)
-        if len(new) == self._form.num_rows:  # all at once, as an image's are: no copy
-            self.rows = new
+        if dtype != form.dtype:
+            self.rows[start:end] = _converted(data, dtype, form)
+        elif data.readonly or end - start < form.num_rows:
+            place = self.rows[start:end].view(torch.uint8).numpy().reshape(-1)
+            place[:] = np.frombuffer(data, np.uint8)
         else:
-            self.rows[self.num_ready : self.num_ready + len(new)] = new
-        self.num_ready += len(new)
+            self.rows = torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).view(-1, form.width)
+        self.num_ready = end
 
 
 def refused(field: str, description: str, reason: str) -> InvalidRequest:
@@ -123,10 +132,10 @@ def refused(field: str, description: str, reason: str) -> InvalidRequest:
     return InvalidRequest([Violation(field, description, reason)])
 
 
-def _tensor(data: bytearray | memoryview, dtype: str, form: RowsFormat) -> torch.Tensor:
+def _converted(data: memoryview, dtype: str, form: RowsFormat) -> torch.Tensor:
     """Rows [.., width] in the decoder's own type."""
     if dtype == INT8:
         rows = torch.from_numpy(dequantized(data, form.width))
-    else:
-        rows = torch.frombuffer(data, dtype=TORCH_DTYPES[dtype]).view(-1, form.width)
+    else:  # a copy, for torch takes no memory that must not be written
+        rows = torch.frombuffer(bytearray(data), dtype=TORCH_DTYPES[dtype]).view(-1, form.width)
     return rows.to(TORCH_DTYPES[form.dtype])

@@ -10,6 +10,7 @@ import torch
 from diptych.v1 import decoder_service_pb2, embedding_pb2
 
 from services.common.cache import EmbeddingCache
+from services.common.chunk_wire import Chunk
 from services.decoder.embeddings import ItemRows, RowsFormat, refused
 
 READ_BYTES = 16 << 20  # of slices that are read at once
@@ -35,19 +36,18 @@ class EmbeddingIntake:
         self._open = set(range(len(forms)))
         self._items: dict[int, ItemRows] = {}
 
-    async def run(self, messages: AsyncIterator[decoder_service_pb2.GenerateRequest]) -> None:
+    async def run(self, messages: AsyncIterator[decoder_service_pb2.GenerateRequest | Chunk]) -> None:
         """Read messages until the caller closes its side. InvalidRequest if one does not fit or an item is left out."""
         async for message in messages:
             self._progress()
-            match message.WhichOneof("message"):
-                case "reference":
-                    await self._resolve(message.reference)
-                case "chunk":
-                    self._collect(message.chunk)
-                case "prompt":
-                    raise refused("prompt", "was sent already", "CONFLICT")
-                case None:
-                    raise refused("message", "is not set", "REQUIRED")
+            if isinstance(message, Chunk):
+                self._collect(message)
+            elif message.HasField("reference"):
+                await self._resolve(message.reference)
+            elif message.HasField("prompt"):
+                raise refused("prompt", "was sent already", "CONFLICT")
+            else:
+                raise refused("message", "is not set", "REQUIRED")
         if self._open:
             raise refused(f"prompt.media[{min(self._open)}]", "its embeddings were not sent", "EMBEDDINGS_MISSING")
 
@@ -65,7 +65,7 @@ class EmbeddingIntake:
                 return
             self._hand_on(index, item)
 
-    def _collect(self, chunk: embedding_pb2.EmbeddingChunk) -> None:
+    def _collect(self, chunk: Chunk) -> None:
         index = self._check(chunk.media_index, "chunk")
         item = self._item(index)
         item.add_chunk(chunk)

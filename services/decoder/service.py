@@ -14,6 +14,7 @@ from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 
 from services.common import mrope
 from services.common.cache import EmbeddingCache
+from services.common.chunk_wire import GENERATE_REQUEST, Chunk
 from services.common.errors import DeadlineExceeded
 from services.common.interceptors import discard
 from services.common.keys import EPOCH_BYTES
@@ -29,10 +30,12 @@ from services.decoder.stream import ResponseStream
 from services.decoder.telemetry import DecoderMetrics, RequestTelemetry
 from services.decoder.validation import CheckedPrompt, Rules, check_prompt
 
+SERVICE_NAME = decoder_service_pb2.DESCRIPTOR.services_by_name["DecoderService"].full_name
+
 log = structlog.get_logger()
 
 Context = grpc.aio.ServicerContext[decoder_service_pb2.GenerateRequest, decoder_service_pb2.GenerateResponse]
-Messages = AsyncIterator[decoder_service_pb2.GenerateRequest]
+Messages = AsyncIterator[decoder_service_pb2.GenerateRequest | Chunk]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +141,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
 
     async def _read_prompt(self, requests: Messages) -> tuple[CheckedPrompt, decoder_service_pb2.Prompt]:
         first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "prompt":
+        if first is None or isinstance(first, Chunk) or first.WhichOneof("message") != "prompt":
             raise refused("prompt", "must be the first message", "REQUIRED")
         return check_prompt(first.prompt, self._rules, secrets.randbits(64)), first.prompt
 
@@ -235,6 +238,17 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
                 await discard(requests)
             finally:
                 stream.fail(error)
+
+
+def register(service: decoder_service_pb2_grpc.DecoderServiceServicer, server: grpc.aio.Server) -> None:
+    """Add the service to a server, whose chunks come in without becoming messages."""
+    decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(service, server)
+    generate = grpc.stream_stream_rpc_method_handler(
+        service.Generate,
+        request_deserializer=GENERATE_REQUEST.read,
+        response_serializer=decoder_service_pb2.GenerateResponse.SerializeToString,
+    )
+    server.add_registered_method_handlers(SERVICE_NAME, {"Generate": generate})  # takes the generated one's place
 
 
 def _patience_s(context: Context) -> float:

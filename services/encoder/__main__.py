@@ -3,8 +3,7 @@
 import asyncio
 import sys
 
-from diptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
-
+from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import CheckpointError
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
@@ -12,9 +11,8 @@ from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
 from services.encoder.build import Loaded, encoder_service, load_model
+from services.encoder.service import SERVICE_NAME, register
 from services.encoder.settings import EncoderSettings
-
-_SERVICE = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 
 
 async def run(settings: EncoderSettings, loaded: Loaded) -> None:
@@ -26,8 +24,8 @@ async def run(settings: EncoderSettings, loaded: Loaded) -> None:
     ):
         await serve(
             settings,
-            lambda server: encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(service, server),
-            [_SERVICE],
+            lambda server: register(service, server),
+            [SERVICE_NAME],
             stop=stop,
             guards=[telemetry.interceptor()],
         )
@@ -38,6 +36,7 @@ def main() -> None:
     exit_on_stop_signals()
     settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
     configure_logging("encoder")
+    keep_freed_memory()
     try:
         loaded = load_model(settings)
     except CheckpointError as error:

@@ -10,6 +10,7 @@ import structlog
 from diptych.v1 import encoder_service_pb2, encoder_service_pb2_grpc
 
 from services.common.checkpoint import Preprocessor
+from services.common.chunk_wire import ENCODE_RESPONSE, Chunk
 from services.common.errors import DiptychError, InvalidRequest, VersionMismatch, Violation
 from services.common.interceptors import discard
 from services.common.keys import EPOCH_BYTES
@@ -19,6 +20,8 @@ from services.encoder.item import Item, Limits, read_header
 from services.encoder.outcome import Outcome
 from services.encoder.pipeline import Pipeline
 from services.encoder.slices import EncodedSlice
+
+SERVICE_NAME = encoder_service_pb2.DESCRIPTOR.services_by_name["EncoderService"].full_name
 
 _NO_DEADLINE_S = 3600.0
 Requests = AsyncIterator[encoder_service_pb2.EncodeRequest]
@@ -45,7 +48,7 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
 
     async def Encode(  # noqa: N802  # gRPC's name
         self, request_iterator: Requests, context: grpc.aio.ServicerContext[Any, Any]
-    ) -> AsyncIterator[Response]:
+    ) -> AsyncIterator[Response | Chunk]:
         with ExitStack() as room:
             files = room.enter_context(FileBundle())
             deadline = _deadline(context)
@@ -104,6 +107,17 @@ class EncoderService(encoder_service_pb2_grpc.EncoderServiceServicer):
         context: grpc.aio.ServicerContext[Any, Any],  # noqa: ARG002
     ) -> encoder_service_pb2.GetEncoderCapabilitiesResponse:
         return self._capabilities
+
+
+def register(service: encoder_service_pb2_grpc.EncoderServiceServicer, server: grpc.aio.Server) -> None:
+    """Add the service to a server, whose rows leave without becoming messages."""
+    encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(service, server)
+    encode = grpc.stream_stream_rpc_method_handler(
+        service.Encode,
+        request_deserializer=encoder_service_pb2.EncodeRequest.FromString,
+        response_serializer=ENCODE_RESPONSE.write,
+    )
+    server.add_registered_method_handlers(SERVICE_NAME, {"Encode": encode})  # takes the place of the generated one
 
 
 async def _header(requests: Requests) -> encoder_service_pb2.EncodeHeader:

@@ -17,9 +17,8 @@ from services.common.errors import DiptychError, from_rpc_error
 from services.common.server import serve
 from services.common.settings import load
 from services.common.telemetry.process import Telemetry
-from services.decoder.__main__ import SERVICE_NAME
 from services.decoder.assemble import build_decoder
-from services.decoder.service import DecoderService
+from services.decoder.service import SERVICE_NAME, DecoderService, register
 from services.decoder.settings import DecoderSettings
 from tests.decoder.harness import Case, Model
 
@@ -146,11 +145,9 @@ async def serving(model: Model, cache_url: str = "memory://", **settings: Any) -
     engine, servicer = build_decoder(loaded, model.checkpoint, cache, Telemetry("decoder"))
     engine.start()
     stop, ready = asyncio.Event(), asyncio.get_running_loop().create_future()
-
-    def register(server: grpc.aio.Server) -> None:
-        decoder_service_pb2_grpc.add_DecoderServiceServicer_to_server(servicer, server)
-
-    running = asyncio.create_task(serve(loaded, register, [SERVICE_NAME], stop=stop, on_ready=ready.set_result))
+    running = asyncio.create_task(
+        serve(loaded, lambda server: register(servicer, server), [SERVICE_NAME], stop=stop, on_ready=ready.set_result)
+    )
     port = await asyncio.wait_for(ready, CALL_S)
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

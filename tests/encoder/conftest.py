@@ -16,6 +16,7 @@ from services.common.server import serve
 from services.common.settings import load
 from services.common.telemetry.process import Telemetry
 from services.encoder.build import Loaded, encoder_service, load_model
+from services.encoder.service import SERVICE_NAME, register
 from services.encoder.settings import EncoderSettings
 from tests.checkpoints import CheckpointSpec, build_checkpoint
 from tests.harness import failure
@@ -130,8 +131,8 @@ async def serving(settings: EncoderSettings, loaded: Loaded) -> AsyncIterator[Cl
         server = asyncio.create_task(
             serve(
                 settings,
-                lambda server: encoder_service_pb2_grpc.add_EncoderServiceServicer_to_server(service, server),
-                ["diptych.v1.EncoderService"],
+                lambda server: register(service, server),
+                [SERVICE_NAME],
                 stop=stop,
                 on_ready=port.set_result,
             )

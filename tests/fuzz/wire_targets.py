@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from diptych.v1 import content_pb2 as content
 from diptych.v1 import decoder_service_pb2 as decoder
-from diptych.v1 import embedding_pb2 as embedding
 from diptych.v1 import encoder_service_pb2 as encoder
 from diptych.v1 import generation_pb2 as generation
 from google.protobuf.message import DecodeError
 
 from services.common.cache.chunks import Head, split
 from services.common.checkpoint import Checkpoint
+from services.common.chunk_wire import GENERATE_REQUEST, Chunk
 from services.common.embedding import (
     CachedManifest,
     CorruptValue,
@@ -77,9 +77,8 @@ def _head(data: bytes) -> None:
 
 
 def _chunks() -> list[bytes]:
-    raw = ROWS.tobytes()
-    pieces = [embedding.EmbeddingChunk(byte_offset=at, data=raw[at : at + 64], dtype="float32") for at in (0, 64)]
-    messages = [piece.SerializeToString() for piece in pieces]
+    raw = memoryview(ROWS.tobytes())
+    messages = [GENERATE_REQUEST.write(Chunk(0, at, raw[at : at + 64], "float32")) for at in (0, 64)]
     return [b"".join(struct.pack("<H", len(message)) + message for message in messages)]
 
 
@@ -87,8 +86,9 @@ def _assemble(data: bytes) -> None:
     item = ItemRows(RowsFormat(1, 4, 8, "float32"))
     while len(data) > 2:
         (size,) = struct.unpack_from("<H", data)
-        chunk, data = embedding.EmbeddingChunk.FromString(data[2 : 2 + size]), data[2 + size :]
-        item.add_chunk(chunk)
+        message, data = GENERATE_REQUEST.read(data[2 : 2 + size]), data[2 + size :]
+        if isinstance(message, Chunk):
+            item.add_chunk(message)
         assert bool(torch.isfinite(item.rows[: item.num_ready]).all())
         if item.is_complete:
             assert item.rows.shape == (4, 8)
