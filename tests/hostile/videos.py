@@ -149,13 +149,14 @@ def remuxed(
 def hidden_frames(num_packets: int, side: int = 2048) -> bytes:
     """A WebM of large VP8 frames of few bytes, none of which is shown: bit 4 of a frame's first byte says so."""
     buffer = io.BytesIO()
-    file = encode_video(flat_frames(1, side, side), container="webm", codec="libvpx")
+    file = encode_video(flat_frames(1, side, side) * 2, container="webm", codec="libvpx")
     with av.open(io.BytesIO(file), "r") as source, av.open(buffer, "w", format="webm") as out:
         stream = out.add_stream_from_template(source.streams.video[0])
-        [shown] = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        first, same_again = [bytes(packet) for packet in source.demux(video=0) if packet.size]
         for number in range(num_packets):
+            shown = same_again if number else first
             packet = av.Packet(bytes([shown[0] & 0xEF]) + shown[1:])
-            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, True
+            packet.stream, packet.pts, packet.dts, packet.is_keyframe = stream, number, number, number == 0
             out.mux(packet)
     return buffer.getvalue()
 

@@ -4,7 +4,7 @@ import io
 import struct
 from typing import Final
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 
 from services.common.media.errors import MediaError
 from services.common.media.headers import MAX_SOURCE_PIXELS
@@ -14,6 +14,8 @@ IMAGE_FORMATS: Final = ("JPEG", "PNG", "WEBP")
 BROKEN = (OSError, SyntaxError, ValueError, TypeError, KeyError, IndexError, EOFError, OverflowError, struct.error)
 # encoders write about ten. A scan of a few bytes costs a walk over all pixels, so thousands cost minutes
 _MAX_JPEG_SCANS = 64
+# Pillow unpacks a PNG's texts as it opens the file, 64 MiB of them: a sixth of a second for nothing
+PngImagePlugin.MAX_TEXT_MEMORY = 8 * PngImagePlugin.MAX_TEXT_CHUNK
 _BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 

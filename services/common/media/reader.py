@@ -14,7 +14,7 @@ from services.common.media.errors import MediaError
 from services.common.media.frames import DecodePlan, Frames, Pixels
 from services.common.media.headers import ImageHeader, VideoHeader
 from services.common.workers.errors import JobRefused, WorkerCrashed, WorkerError
-from services.common.workers.files import FileBundle
+from services.common.workers.files import BLOCKING_BYTES, FileBundle
 from services.common.workers.pool import WorkerPool
 from services.common.workers.worker import Answer, Job, Order
 
@@ -72,7 +72,12 @@ class Decoding:
     async def take(self, count: int) -> list[Frames]:
         """Up to `count` more slices; fewer at the end."""
         answers = await self._job.take(count)
-        return await asyncio.to_thread(lambda: [self._frames(answer) for answer in answers])
+        if sum(answer.num_bytes for answer in answers) > BLOCKING_BYTES:
+            return await asyncio.to_thread(self._all_frames, answers)
+        return self._all_frames(answers)
+
+    def _all_frames(self, answers: Sequence[Answer]) -> list[Frames]:
+        return [self._frames(answer) for answer in answers]
 
     def _frames(self, answer: Answer) -> Frames:
         """Copies, so that a worker that goes on writing changes nothing that has been looked at."""

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from typing import Self
 
-_BLOCKING_BYTES = 1 << 20  # writing more than this is not for the event loop
+BLOCKING_BYTES = 1 << 20  # copying more than this is not for the event loop
 
 
 class FileBundle:
@@ -29,7 +29,7 @@ class FileBundle:
 
     async def append(self, data: bytes) -> None:
         """Write `data` behind what is there."""
-        if len(data) > _BLOCKING_BYTES:
+        if len(data) > BLOCKING_BYTES:
             await asyncio.to_thread(self._write, data)
         else:
             self._write(data)

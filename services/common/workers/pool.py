@@ -77,7 +77,7 @@ class WorkerPool:
         """
         self._suspects.require_innocent(key)
         out = os.memfd_create("diptych-replies", os.MFD_CLOEXEC)
-        job = Job(lambda: self._hire(order, files, out), self._places, out, self._costs)
+        job = Job(lambda count: self._hire(order, files, out, count), self._places, out, self._costs)
         try:
             os.ftruncate(out, HEAD_BYTES + out_bytes)
             yield job
@@ -89,13 +89,12 @@ class WorkerPool:
             job.end()
             os.close(out)
 
-    async def _hire(self, order: Order, files: FileBundle, out: int) -> Worker:
-        """A worker that has been given its job. Raises NoWorkers when none starts."""
+    async def _hire(self, order: Order, files: FileBundle, out: int, count: int) -> Worker:
+        """A worker that does its job and has been asked for `count` replies. Raises NoWorkers when none starts."""
         for _ in range(len(self._spares) + _MAX_STARTS):
-            self._spares.append(self._start())
-            worker = await self._spares.pop(0)
+            worker = await (self._spares.pop(0) if self._spares else self._start())
             try:
-                await worker.give(order, files, out)
+                await worker.give(order, files, out, count)
             except OSError:  # it has died before it had anything to do, with its zygote perhaps
                 worker.kill()
             except BaseException:
@@ -103,6 +102,8 @@ class WorkerPool:
                 raise
             else:
                 return worker
+            finally:
+                self._spares.append(self._start())  # not before: the job is what somebody waits for
         raise NoWorkers("no process could be started to read media")
 
     def _start(self) -> asyncio.Task[Worker]:
@@ -165,7 +166,12 @@ def _spawn(descriptor: int, jobs: str, limits: Limits) -> "subprocess.Popen[byte
     path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
     return subprocess.Popen(  # noqa: S603 -- this project's own module
         [sys.executable, "-m", "services.common.workers.zygote", *arguments],
-        env={"PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},
+        env={
+            "PYTHONPATH": path,
+            "OPENBLAS_NUM_THREADS": "1",
+            "LC_ALL": "C.UTF-8",
+            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # a new process takes each page of its pictures anew
+        },
         pass_fds=[descriptor],
         start_new_session=True,
         stdin=subprocess.DEVNULL,

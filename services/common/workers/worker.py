@@ -69,12 +69,15 @@ class Worker:
             self._handle = -1
         self._sock.close()
 
-    async def give(self, order: Order, files: FileBundle, out: int) -> None:
-        """Send the job; it stands behind the files, as it may name thousands. OSError when the process is gone."""
+    async def give(self, order: Order, files: FileBundle, out: int, count: int) -> None:
+        """Send the job and ask for `count` replies, so that the process need not wait in between. OSError when it is
+        gone. The order stands behind the files, as it may name thousands.
+        """
         packed = pack(asdict(order))
         os.pwrite(files.fd, packed, files.num_bytes)
         place = pack({"order_offset": files.num_bytes, "order_bytes": len(packed)})
         socket.send_fds(self._sock, [place], [files.fd, out])
+        self.ask(count)
         await _readable(self._sock)
         if self._sock.recv(len(TAKEN)) != TAKEN:
             raise ConnectionResetError
@@ -96,7 +99,7 @@ class Job:
     """
 
     def __init__(
-        self, hire: Callable[[], Awaitable[Worker]], places: asyncio.Semaphore, out: int, costs: Costs
+        self, hire: Callable[[int], Awaitable[Worker]], places: asyncio.Semaphore, out: int, costs: Costs
     ) -> None:
         self.out = out
         self._hire = hire
@@ -108,12 +111,13 @@ class Job:
     async def take(self, count: int) -> list[Answer]:
         """Up to `count` more replies; fewer at the end. Raises JobRefused or WorkerError."""
         async with self._places:
-            if self._worker is None:
-                self._worker = await self._hire()
+            is_first = self._worker is None
+            worker = self._worker = self._worker or await self._hire(count)
             started = monotonic()
             try:
-                self._worker.ask(count)
-                return await self._hear(self._worker, count)
+                if not is_first:
+                    worker.ask(count)
+                return await self._hear(worker, count)
             except TimeoutError as error:
                 raise WorkerTooCostly(f"the media take more than {self._costs.timeout_s:g} s to read") from error
             except (OSError, EOFError, ValueError) as error:

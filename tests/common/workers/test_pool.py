@@ -61,7 +61,7 @@ async def test_a_jobs_own_error_is_told(pool: WorkerPool) -> None:
 
 @pytest.mark.parametrize(
     ("job", "arguments", "kind"),
-    [("crash", {}, WorkerCrashed), ("spin", {}, WorkerTooCostly), ("hoard", {"num_bytes": 65 << 20}, WorkerTooCostly)],
+    [("crash", {}, WorkerCrashed), ("spin", {}, WorkerTooCostly), ("hoard", {"num_bytes": 68 << 20}, WorkerTooCostly)],
 )
 async def test_a_runaway_costs_one_job(
     pool: WorkerPool, job: str, arguments: dict[str, Any], kind: type[WorkerError]
