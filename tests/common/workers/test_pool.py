@@ -76,8 +76,8 @@ async def test_a_runaway_costs_one_job(
 
 @pytest.mark.parametrize(
     ("num_steps", "step_s", "last_s", "worth_s"),
-    [(20, 0.02, 0.3, 0.01), (0, 0.0, 0.3, 0.01), (20, 0.0, 0.3, 0.1)],
-    ids=["steps that are not worth their time", "no progress", "time saved up"],
+    [(20, 0.02, 0.0, 0.01), (600, 0.001, 0.0, 0.0), (0, 0.0, 0.3, 0.01), (20, 0.0, 0.3, 0.1)],
+    ids=["steps that are not worth their time", "short steps", "no progress", "time saved up"],
 )
 async def test_a_runaway_is_ended_by_what_its_work_is_worth(
     num_steps: int, step_s: float, last_s: float, worth_s: float
