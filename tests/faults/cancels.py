@@ -67,16 +67,18 @@ def _freed(free_ms: list[float]) -> Figure:
 
 
 async def _cancel_many(stage: Stage, count: int, deadline: float, seed: int) -> int:
-    """How many it were: fewer than `count` at the deadline."""
-    numbers, num_done = iter(range(count)), 0
+    """How many it were: fewer than `count` at the deadline. What a crowded machine refuses does not count."""
+    num_done = 0
 
     async def work(worker: int) -> None:
         nonlocal num_done
         rng = random.Random(f"{seed} {worker}")
-        while time.monotonic() < deadline and next(numbers, None) is not None:
+        while time.monotonic() < deadline and num_done < count:
             num_done += 1
             attempt = await stage.client.cancel(rng.choice(stage.asked), rng, within_s=0.05)
-            assert attempt.code in ("CANCELLED", "OK"), f"{attempt.code} {attempt.reason}"
+            if attempt.code not in ("CANCELLED", "OK"):
+                assert attempt.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"), f"{attempt.code} {attempt.reason}"
+                num_done -= 1
 
     await asyncio.gather(*(work(worker) for worker in range(NUM_WORKERS)))
     return num_done
