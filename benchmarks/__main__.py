@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import reuse, serve, storm
+from benchmarks import long_video, reuse, serve, storm, transfer, warm
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.checkpoints import SHAPES, ensure_checkpoint
 from benchmarks.figures import PERCENT, Result, compared, write_results
@@ -59,6 +59,9 @@ def _parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Part]]:
             yield "int8 on the demo checkpoint", partial(measure_demo, quick=quick)
             if not arguments.without_services:
                 yield "sharing", partial(measure_sharing, folder / "small-vision", quick=quick)
+                yield "transfer", partial(transfer.measure_transfer, num_repeats=3 if quick else 9)
+                yield "long video", partial(measure_long_video, folder / "small-vision")
+                yield "warm", partial(warm.measure_warm, str(DEMO), num_repeats=5 if quick else 21)
                 yield "services", partial(serve.measure_services, str(DEMO), num_repeats=2 if quick else 5)
         yield f"{name}: encoder", partial(measure_encoder, name, folder / f"{name}-vision", quick=quick)
         yield f"{name}: engine", partial(measure_shape, name, folder / name, quick=quick)
@@ -99,6 +102,11 @@ def measure_sharing(tower: Path, *, quick: bool) -> list[Result]:
     peers = {"transformers fp32": [*theirs, storm.slowdown(theirs)]}
     figures = (*ours, storm.slowdown(ours))
     return clips + [line for figure in figures for line in compared(figure.name, figure, peers)]
+
+
+def measure_long_video(tower: Path) -> list[Result]:
+    """What an encoder holds of a video of ten minutes."""
+    return long_video.measure_long_video(ensure_checkpoint(tower, SHAPES["small"].for_vision()))
 
 
 def second_questions(results: Sequence[Result]) -> list[Result]:

@@ -45,6 +45,17 @@ async def encoder_stub(child: Child) -> AsyncIterator[EncoderServiceStub]:
 
 async def encode_ms(stub: EncoderServiceStub, data: bytes, side: int, frame_indices: Sequence[int] = ()) -> float:
     """How long one square picture, or frames of a clip, take from the first byte sent to the last answer."""
+    requests = encode_requests(data, side, frame_indices)
+    began = perf_counter()
+    async for _ in stub.Encode(iter(requests)):
+        pass
+    return (perf_counter() - began) * 1000
+
+
+def encode_requests(
+    data: bytes, side: int, frame_indices: Sequence[int] = (), *, streamed: bool = False
+) -> list[encoder_service_pb2.EncodeRequest]:
+    """One square picture, or frames of a clip; with `streamed` its rows are to come as they are made."""
     kind = content_pb2.MEDIA_KIND_VIDEO if frame_indices else content_pb2.MEDIA_KIND_IMAGE
     name = f"{side} {list(frame_indices)} {hashlib.sha256(data).hexdigest()}"
     header = encoder_service_pb2.EncodeHeader(
@@ -57,11 +68,11 @@ async def encode_ms(stub: EncoderServiceStub, data: bytes, side: int, frame_indi
         frame_indices=frame_indices,
         grid=content_pb2.Grid(t=max(1, len(frame_indices) // 2), h=side // PATCH, w=side // PATCH),
         media_key=hashlib.sha256(name.encode()).digest(),
+        inline_embeddings=streamed,
+        stream=streamed,
     )
-    requests = [encoder_service_pb2.EncodeRequest(header=header)]
-    starts = range(0, len(data), CHUNK_BYTES)
-    requests += [encoder_service_pb2.EncodeRequest(chunk=data[start : start + CHUNK_BYTES]) for start in starts]
-    began = perf_counter()
-    async for _ in stub.Encode(iter(requests)):
-        pass
-    return (perf_counter() - began) * 1000
+    chunks = (data[start : start + CHUNK_BYTES] for start in range(0, len(data), CHUNK_BYTES))
+    return [
+        encoder_service_pb2.EncodeRequest(header=header),
+        *(encoder_service_pb2.EncodeRequest(chunk=chunk) for chunk in chunks),
+    ]

@@ -25,7 +25,7 @@ def picture_file(side: int, seed: int = 0) -> bytes:
 
 
 def clip_file(num_frames: int, side: int, seed: int = 0) -> bytes:
-    """An MP4 file of a square that moves over noise."""
+    """An MP4 file of a square that moves over noise, each frame with its number in black and white."""
     out = io.BytesIO()
     ground = np.random.default_rng(seed).integers(0, 255, (side, side, 3), np.uint8)
     with av.open(out, "w", format="mp4") as container:
@@ -36,6 +36,8 @@ def clip_file(num_frames: int, side: int, seed: int = 0) -> bytes:
             frame = ground.copy()
             left = number * (side - 16) // max(1, num_frames - 1)
             frame[side // 2 : side // 2 + 16, left : left + 16] = 255
+            for digit in range(num_frames.bit_length()):
+                frame[:8, 8 * digit : 8 * digit + 8] = 255 * (number >> digit & 1)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame)))
         container.mux(stream.encode())
     return out.getvalue()

@@ -147,8 +147,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.read:
-        keep_freed_memory()  # as the decoder does
         way, url = arguments.read
+        if way != "plain":
+            keep_freed_memory()  # as the decoder does; redis-py runs as anybody runs it
         asyncio.run(read(way, url, arguments.repeats))
         return
     for result in measure_transfer(arguments.repeats):
