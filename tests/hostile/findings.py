@@ -46,7 +46,8 @@ class Findings:
             figure(PROOF, f"{self.num_trials} {what}", str(len(self.problems)), "0", not self.problems),
             figure(
                 PROOF,
-                f"{len(seconds)} refusals, by their client's clock: median, 99th percentile, slowest ({slowest})",
+                f"{len(seconds)} refusals, by their client's clock, {late} of them later than the bar: median, 99th"
+                f" percentile, slowest ({slowest})",
                 f"{p50:.3f} s, {p99:.3f} s, {self.refused_s[slowest]:.3f} s",
                 f"{BOUND_S:g} s",
                 not late,
