@@ -83,7 +83,7 @@ class CommonSettings(BaseSettings):
         default=0,
         ge=0,
         validation_alias="DIPTYCH_THREADS",
-        description="Threads for arithmetic; 0 is one a core.",
+        description="Threads for arithmetic; 0 is one a core, and one for a decoder of a small model.",
     )
 
     @field_validator("cache_url")

@@ -13,7 +13,7 @@ from services.common.server import exit_on_stop_signals, install_stop_signals, s
 from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
-from services.decoder.assemble import build_decoder
+from services.decoder.assemble import build_decoder, useful_threads
 from services.decoder.service import SERVICE_NAME, register
 from services.decoder.settings import DecoderSettings
 
@@ -25,6 +25,7 @@ async def run(settings: DecoderSettings) -> None:
     telemetry = open_telemetry("decoder")
     cache = configured_cache(settings, telemetry.cache, local_bytes=settings.local_cache_bytes)
     checkpoint = Checkpoint.open(settings.model)
+    torch.set_num_threads(settings.threads or useful_threads(checkpoint.text))
     # in this thread, so that a stop signal ends it
     engine, service = build_decoder(settings, checkpoint, cache, telemetry)
     leave_computing_to_others()
@@ -51,8 +52,6 @@ def main() -> None:
     settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     configure_logging("decoder")
     keep_freed_memory()
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
     try:
         asyncio.run(run(settings))
     except CheckpointError as error:

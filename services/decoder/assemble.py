@@ -32,6 +32,7 @@ from services.decoder.weights import load_language_model
 log = structlog.get_logger()
 
 CPU_MEMORY_SHARE, CUDA_MEMORY_SHARE = 0.25, 0.85
+MANY_WEIGHTS = 1 << 24  # fewer are multiplied before helpers have begun and met again
 CPU_BLOCK_SIZE, CUDA_BLOCK_SIZE = 16, 256  # flash-attn's paged kernels want multiples of 256
 
 
@@ -57,15 +58,16 @@ def build_decoder(
     metrics = DecoderMetrics(telemetry.registry)
     parts = build_engine(settings, checkpoint, model, metrics.step.observe, telling_in(asyncio.get_running_loop()))
     metrics.watch(lambda: parts.engine.load, parts.pool.num_blocks)
-    log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=parts.pool.num_blocks)
-    rules = _rules(settings, checkpoint, parts.pool.num_blocks * parts.block_size)
+    num_blocks, num_threads = parts.pool.num_blocks, torch.get_num_threads()
+    log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=num_blocks, num_threads=num_threads)
+    rules = _rules(settings, checkpoint, num_blocks * parts.block_size)
     facts = ServiceFacts(
         model=checkpoint.name,
         width=checkpoint.text.hidden_size,
         dtype=dtype,
         quantization=settings.quantize,
         block_size=parts.block_size,
-        num_blocks=parts.pool.num_blocks,
+        num_blocks=num_blocks,
         prefix_cache=settings.prefix_cache,
         embedding_timeout_s=settings.embedding_timeout_s,
         slow_reader_timeout_s=settings.slow_reader_timeout_s,
@@ -98,6 +100,14 @@ def build_engine(
         deliver=deliver,
     )
     return EngineParts(engine, pool, block_size)
+
+
+def useful_threads(config: TextConfig) -> int:
+    """PyTorch's own number, one a core; one alone for a small model, whose steps would wait for helpers."""
+    num_heads = config.num_attention_heads + config.num_key_value_heads  # twice, for both sides of the attention
+    layer = config.hidden_size * (2 * num_heads * config.head_dim + 3 * config.intermediate_size)
+    num_weights = config.num_hidden_layers * layer + config.vocab_size * config.hidden_size
+    return torch.get_num_threads() if num_weights >= MANY_WEIGHTS else 1
 
 
 def choose_device(wanted: str) -> torch.device:
