@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import grpc
 from diptych.v1 import content_pb2, decoder_service_pb2, embedding_pb2, encoder_service_pb2
@@ -99,28 +99,35 @@ class Encoding:
         """Another try, elsewhere if possible, when the encoder was lost. Rows already sent are not sent again."""
         rows, retries, tried = _Rows(job, write), Retries(self._encoders.budget), None
         while True:
-            picking = self._encoders.pick(job.media_key, job.encoder, avoid=tried)
-            tried = await job.caller.deadline.bound(picking)
-            try:
-                with tried.call() as stub:
-                    await self._try_encode(tried, stub, rows, note, inline=inline)
-                return
-            except InvalidRequest as error:
-                raise _at_field(error, job.item.field) from error
-            except ServiceUnavailable:
-                if not retries.take():
-                    raise
+            async with AsyncExitStack() as turn:
+                flight = _Flight() if job.no_store else await turn.enter_async_context(self._flights.of(job.media_key))
+                if flight.endpoint and not inline and rows.is_empty and await self._send_reference(job, write, note):
+                    return
+                picking = self._encoders.pick(job.media_key, job.encoder, avoid=tried, prefer=flight.endpoint)
+                tried = flight.endpoint = await job.caller.deadline.bound(picking)
+                try:
+                    with tried.call() as stub:
+                        await self._try_encode(tried, stub, rows, note, turn, inline=inline)
+                    return
+                except InvalidRequest as error:
+                    raise _at_field(error, job.item.field) from error
+                except ServiceUnavailable:
+                    if not retries.take():
+                        raise
 
     @traced("call encoder")
-    async def _try_encode(
-        self, endpoint: EncoderEndpoint, stub: EncoderStub, rows: "_Rows", note: Note, *, inline: bool
+    async def _try_encode(  # noqa: PLR0913 -- whom to ask for what, and who is told
+        self,
+        endpoint: EncoderEndpoint,
+        stub: EncoderStub,
+        rows: "_Rows",
+        note: Note,
+        turn: AsyncExitStack,
+        *,
+        inline: bool,
     ) -> None:
         job = rows.job
         async with AsyncExitStack() as until_known:
-            if not job.no_store:
-                waited = await until_known.enter_async_context(self._flights.of(job.media_key))
-                if waited and not inline and rows.is_empty and await self._send_reference(job, rows.write, note):
-                    return
             await until_known.enter_async_context(self._suspects.trying(job.media_key, job.item.field, endpoint))
             inline = inline or rows.must_go_on_inline
             requests = _requests(job, inline=inline)
@@ -128,7 +135,8 @@ class Encoding:
             try:
                 manifest = await rows.relay(call)
                 note(_result(manifest))
-                await until_known.aclose()  # who is next in line need not wait for the decoder's pace
+                await until_known.aclose()
+                await turn.aclose()  # who is next in line need not wait for the decoder's pace
                 if manifest.stored and not inline:
                     await rows.send_references(0, manifest.slice_keys)
                 await rows.relay_rest(call)
@@ -209,24 +217,33 @@ class _Rows:
             self._num_slices, self._num_bytes = divmod(num_sent + len(new), slice_bytes)
 
 
+@dataclass(eq=False, slots=True)
+class _Flight:
+    """Requests for the same media. `endpoint`: who was asked last, and so has it; None before the first was."""
+
+    endpoint: EncoderEndpoint | None = None
+    num_users: int = 0
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
 class _Flights:
     """One encode of the same media at a time: the next in line looks into the cache first."""
 
     def __init__(self) -> None:
-        self._locks: dict[bytes, tuple[asyncio.Lock, int]] = {}
+        self._flights: dict[bytes, _Flight] = {}
 
     @asynccontextmanager
-    async def of(self, media_key: bytes) -> AsyncIterator[bool]:
-        """Hold the media's turn; yields whether somebody else had it first."""
-        lock, num_users = self._locks.get(media_key, (asyncio.Lock(), 0))
-        self._locks[media_key] = (lock, num_users + 1)
+    async def of(self, media_key: bytes) -> AsyncIterator[_Flight]:
+        """Hold the media's turn."""
+        flight = self._flights.setdefault(media_key, _Flight())
+        flight.num_users += 1
         try:
-            async with lock:
-                yield num_users > 0
+            async with flight.lock:
+                yield flight
         finally:
-            lock, num_users = self._locks.pop(media_key)
-            if num_users > 1:
-                self._locks[media_key] = (lock, num_users - 1)
+            flight.num_users -= 1
+            if not flight.num_users:
+                del self._flights[media_key]
 
 
 _Response = encoder_service_pb2.EncodeResponse | Chunk

@@ -22,13 +22,21 @@ class Candidate(Protocol):
 CandidateT = TypeVar("CandidateT", bound=Candidate)
 
 
-def choose(key: bytes, candidates: Sequence[CandidateT], *, avoid: CandidateT | None = None) -> CandidateT:
-    """The candidate for `key`; not `avoid` if there is another.
+def choose(
+    key: bytes,
+    candidates: Sequence[CandidateT],
+    *,
+    avoid: CandidateT | None = None,
+    prefer: CandidateT | None = None,
+) -> CandidateT:
+    """The candidate for `key`; not `avoid` if there is another, and `prefer` if it is one and not to be avoided.
 
     Rendezvous hashing (Thaler and Ravishankar 1996): every gateway ranks alike, and when an endpoint comes or goes only
     its own keys move. Bounded load (Mirrokni, Thorup and Zadimoghaddam 2016): whoever is above LOAD_FACTOR times the
     mean plus LOAD_SLACK calls, or is full, is passed over for the next in rank.
     """
+    if prefer is not None and prefer is not avoid and prefer in candidates:
+        return prefer
     ranked = sorted(candidates, key=lambda candidate: _weight(key, candidate.address), reverse=True)
     ranked = [candidate for candidate in ranked if candidate is not avoid] or ranked
     bound = LOAD_FACTOR * sum(candidate.load for candidate in candidates) / len(candidates) + LOAD_SLACK

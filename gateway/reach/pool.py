@@ -77,9 +77,15 @@ class Pool(Generic[StubT, InfoT]):
         return found
 
     async def pick(
-        self, key: bytes, info: InfoT, *, avoid: Endpoint[StubT, InfoT] | None = None, patience_s: float = 0.0
+        self,
+        key: bytes,
+        info: InfoT,
+        *,
+        avoid: Endpoint[StubT, InfoT] | None = None,
+        prefer: Endpoint[StubT, InfoT] | None = None,
+        patience_s: float = 0.0,
     ) -> Endpoint[StubT, InfoT]:
-        """The endpoint for `key` among those that run exactly `info`; not `avoid` if there is another.
+        """The endpoint for `key` among those that run exactly `info`: `prefer`, or not `avoid`, if there is another.
 
         Raises ServiceUnavailable when there is none within `patience_s`.
         """
@@ -89,7 +95,7 @@ class Pool(Generic[StubT, InfoT]):
                 raise ServiceUnavailable(self.kind.name)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.change.wait(), left)
-        return choose(key, candidates, avoid=avoid)
+        return choose(key, candidates, avoid=avoid, prefer=prefer)
 
     @property
     def change(self) -> asyncio.Event:

@@ -60,3 +60,13 @@ def test_a_retry_goes_elsewhere_if_it_can() -> None:
         first = choose(key, two)
         assert choose(key, two, avoid=first) is not first
     assert choose(b"key", two[:1], avoid=two[0]) is two[0]
+
+
+def test_who_has_it_already_is_asked_again() -> None:
+    """The preferred one is taken however busy it is, unless it is to be avoided or gone."""
+    two = servers(2)
+    other = next(server for server in two if server is not choose(b"key", two))
+    other.load = 100.0
+    assert choose(b"key", two, prefer=other) is other
+    assert choose(b"key", two, prefer=other, avoid=other) is not other
+    assert choose(b"key", [server for server in two if server is not other], prefer=other) is not other
