@@ -6,6 +6,7 @@ from functools import partial
 
 from benchmarks.figures import FRAMES_PER_S, MILLISECONDS, PICTURES_PER_S, median_ms, say
 from benchmarks.pictures import CLIP_FRAMES, CLIP_SIDE, MIXED_SIDES, SIDES, clip_file, picture_file
+from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint
 from services.common.linear import Quantization
 from services.common.media.decode import decode
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="a tower of real size: single pictures alone")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the encoder does
     checkpoint = Checkpoint.open(arguments.checkpoint)
     benchmark = EncoderBenchmark(
         checkpoint, arguments.quantize, num_repeats=1 if arguments.quick or arguments.large else 3

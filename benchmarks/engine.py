@@ -27,6 +27,7 @@ from benchmarks.figures import (
     say,
 )
 from services.common import mrope
+from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint
 from services.common.mrope import Span
 from services.decoder.assemble import build_engine
@@ -250,6 +251,7 @@ def main() -> None:
     parser.add_argument("--quantize", default="none")
     parser.add_argument("--part", choices=("speed", "rest"), default="speed", help="decode and prefill, or all else")
     arguments = parser.parse_args()
+    keep_freed_memory()  # as the decoder does
     checkpoint = Checkpoint.open(arguments.checkpoint)
     with ThreadPoolExecutor(1) as loader:  # its helper threads end with it
         dtype, cpu = TORCH_DTYPES[arguments.dtype], torch.device("cpu")

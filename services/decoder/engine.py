@@ -270,11 +270,11 @@ class Engine:
             self._changed.notify()
 
     def _obey_commands(self, *, wait: bool) -> bool:
-        """Do what others have asked for, and if nothing can be computed, wait for that. False when told to stop."""
+        """Do what others have asked for; `wait` for that if nothing can be computed. False when told to stop."""
         self.load = self._scheduler.load()
         with self._changed:
-            while wait and not self._commands and not self._stopping:
-                self._changed.wait()
+            if wait:
+                self._changed.wait_for(lambda: self._commands or self._stopping, self._scheduler.patience_s)
             commands, self._commands = self._commands, deque()
         for command in commands:
             command()

@@ -4,6 +4,7 @@ Blocks are taken as they are needed. When none is left, the running sequence of 
 priority) gives its own back and is computed again later; the first always goes on, so the batch never locks up.
 """
 
+import time
 from bisect import insort
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from dataclasses import dataclass
 from services.decoder.kv_cache import BlockPool
 from services.decoder.pace import Pace
 from services.decoder.prefix_cache import block_hash
-from services.decoder.sequence import Request, Sequence
+from services.decoder.sequence import Clock, Request, Sequence
 from services.decoder.waiting import WaitingQueue, rank
+
+MEDIA_PATIENCE_S = 0.02  # cached embeddings are here by then
+SHORT_START_TOKENS = 256  # a step for fewer would cost the reading of all weights for little
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +60,15 @@ class Load:
 class Scheduler:
     """Keeps the waiting and the running sequences and their blocks. Used by the engine's thread alone."""
 
-    def __init__(self, pool: BlockPool, block_size: int, limits: StepLimits, pace: Pace) -> None:
+    def __init__(
+        self, pool: BlockPool, block_size: int, limits: StepLimits, pace: Pace, clock: Clock = time.monotonic
+    ) -> None:
         self.waiting = WaitingQueue()
         self.running: list[Sequence] = []  # by rank
         self._num_preemptions = 0
         self._pool = pool
         self._block_size = block_size
-        self._limits, self._pace = limits, pace
+        self._limits, self._pace, self._clock = limits, pace, clock
         self._chunks: dict[Sequence, Chunk] = {}
         self._num_arrived = 0
 
@@ -111,6 +117,12 @@ class Scheduler:
         """Tokens computed in a second, lately; 0 at first."""
         return self._pace.tokens_per_s
 
+    @property
+    def patience_s(self) -> float | None:
+        """When to look again at sequences that wait for media, if nothing happens before."""
+        left = [seconds for sequence in self.waiting if (seconds := self._patience_s(sequence)) > 0]
+        return min(left, default=None)
+
     def load(self) -> Load:
         """Figures of this moment."""
         num_running, num_waiting = len(self.running), len(self.waiting)
@@ -153,7 +165,14 @@ class Scheduler:
         """Whether something of a waiting sequence can be computed now, given what is cached of it."""
         if sequence.waits_for_leader:
             return False
-        return sequence.num_ready_after(len(self._cached_blocks(sequence)) * self._block_size) > 0
+        start = len(self._cached_blocks(sequence)) * self._block_size
+        num_ready = sequence.num_ready_after(start)
+        is_short_start = num_ready < min(SHORT_START_TOKENS, sequence.num_tokens - start)
+        return num_ready > 0 and not (is_short_start and self._patience_s(sequence) > 0)
+
+    def _patience_s(self, sequence: Sequence) -> float:
+        """How much longer a short text before media that is not here yet is left alone, to be computed with it."""
+        return sequence.request.arrived + MEDIA_PATIENCE_S - self._clock()
 
     def _start(self, sequence: Sequence) -> bool:
         """Move a waiting sequence into the batch on top of its cached blocks, if all its tokens fit in memory now."""
