@@ -16,6 +16,7 @@ from services.decoder.scheduler import Chunk
 
 MAX_PADDING = 1.25  # longest over shortest in a group of streams: less padding against fewer calls
 MIN_SPREAD_TOKENS = 64  # differences below this cost less than a call
+MAX_FOLDED_TOKENS = 32  # chunks up to here are too few rows for the kernel, unless heads are taken together
 
 
 class AttentionPlan(Protocol):
@@ -61,11 +62,29 @@ class PromptChunk:
         num_kv_heads, head_dim = layer.shape[3:]
         gathered = layer.index_select(0, self.blocks).view(-1, 2, num_kv_heads, head_dim)[: self.length]
         keys, values = gathered.permute(1, 2, 0, 3).unsqueeze(1)
-        rows = queries[self.first : self.last].transpose(0, 1).unsqueeze(0)
-        attended = scaled_dot_product_attention(
-            rows, keys, values, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=True
-        )
-        out[self.first : self.last] = attended.squeeze(0).transpose(0, 1)
+        rows = queries[self.first : self.last]
+        if self.mask is not None and len(rows) <= MAX_FOLDED_TOKENS:
+            out[self.first : self.last] = _folded(rows, keys, values, self.mask)
+        else:
+            out[self.first : self.last] = _by_head(rows, keys, values, self.mask)
+
+
+def _by_head(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Rows [n, heads, head_dim] over [1, kv_heads, length, head_dim]; like rows."""
+    attended = scaled_dot_product_attention(
+        rows.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
+    )
+    return attended.squeeze(0).transpose(0, 1)
+
+
+def _folded(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The same with the query heads of one key head as that head's rows."""
+    num_rows, num_heads, head_dim = rows.shape
+    num_kv_heads = keys.shape[1]
+    heads = rows.view(num_rows, num_kv_heads, -1, head_dim).permute(1, 2, 0, 3)
+    mask = mask.repeat(num_heads // num_kv_heads, 1)
+    attended = scaled_dot_product_attention(heads.reshape(1, num_kv_heads, -1, head_dim), keys, values, attn_mask=mask)
+    return attended.view(num_kv_heads, -1, num_rows, head_dim).permute(2, 0, 1, 3).reshape(rows.shape)
 
 
 class GatheredAttention:
