@@ -18,7 +18,6 @@ from benchmarks.figures import (
     CONTEXT,
     MILLISECONDS,
     PERCENT,
-    PREFILLS,
     TOKENS,
     TOKENS_PER_S,
     Effort,
@@ -256,11 +255,12 @@ def main() -> None:
     with ThreadPoolExecutor(1) as loader:  # its helper threads end with it
         dtype, cpu = TORCH_DTYPES[arguments.dtype], torch.device("cpu")
         model = loader.submit(load_language_model, checkpoint, dtype, cpu, arguments.quantize).result()
-    benchmark = EngineBenchmark(checkpoint, model, Effort.of(arguments))
+    effort = Effort.of(arguments)
+    benchmark = EngineBenchmark(checkpoint, model, effort)
     if arguments.part == "speed":
         for batch in BATCHES:
             benchmark.decode(batch)
-        for num_tokens in PREFILLS:
+        for num_tokens in effort.prefills:
             benchmark.prefill(num_tokens)
         return
     benchmark.second_question()

@@ -41,17 +41,18 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How thoroughly to measure: repeats of a prompt, and tokens of an answer."""
+    """How thoroughly to measure: repeats of a prompt, tokens of an answer, and lengths of prompts."""
 
     num_repeats: int
     num_tokens: int
+    prefills: tuple[int, ...] = PREFILLS
 
     @classmethod
     def of(cls, arguments: Namespace) -> "Effort":
         """From --quick, and --large for a model of real size, whose steps take long enough to differ little."""
         if arguments.quick:
             return cls(2, 16)
-        return cls(2, 12) if arguments.large else cls(3, 32)
+        return cls(2, 12, PREFILLS[:2]) if arguments.large else cls(3, 32)
 
 
 def argument_parser(description: str | None) -> ArgumentParser:

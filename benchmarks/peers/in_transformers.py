@@ -10,7 +10,6 @@ from benchmarks.figures import (
     BATCHES,
     CONTEXT,
     MILLISECONDS,
-    PREFILLS,
     TOKENS_PER_S,
     Effort,
     argument_parser,
@@ -57,7 +56,7 @@ def main() -> None:
     for batch in BATCHES:
         step_ms = decode_ms(model, batch, effort.num_tokens // 2)
         say(f"decode, batch {batch}", batch * 1000 / step_ms, TOKENS_PER_S)
-    for num_tokens in PREFILLS:
+    for num_tokens in effort.prefills:
         say(f"prefill {num_tokens}", prefill_ms(model, num_tokens, effort.num_repeats), MILLISECONDS)
 
 

@@ -10,7 +10,7 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
-from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, PREFILLS, TOKENS_PER_S, Effort, argument_parser, say
+from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, TOKENS_PER_S, Effort, argument_parser, say
 
 
 def generate_s(engine: Any, prompts: list[list[int]], num_tokens: int) -> float:
@@ -56,7 +56,7 @@ def main() -> None:
         one_s = generate_s(engine, prompts, 1)
         rest_s = median(generate_s(engine, prompts, num_tokens + 1) - one_s for _ in range(num_repeats))
         say(f"decode, batch {batch}", batch * num_tokens / rest_s, TOKENS_PER_S)
-    for length in PREFILLS:
+    for length in effort.prefills:
         say(
             f"prefill {length}",
             median(generate_s(engine, [text(length)], 1) for _ in range(num_repeats)) * 1000,
