@@ -7,25 +7,21 @@ from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from types import MappingProxyType
-from urllib.request import urlopen
 
 import grpc
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
-from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.channels import open_channel
 from services.common.telemetry.catalogue import ENCODER_BATCH_PATCHES
 from tests.faults.checker import DEADLINE_GRACE_S
-from tests.faults.fleet import TENANTS, Replica
+from tests.faults.fleet import TENANTS
 from tests.faults.results import Figure, figure
-from tests.faults.stage import Stage
+from tests.faults.stage import Stage, counted
 
 HERD, DEADLINES = "herd", "deadlines"
-HERD_SETTINGS = MappingProxyType({"DIPTYCH_METRICS_LISTEN": "127.0.0.1:0"})
 TIMEOUT_S = 600.0
 
 
@@ -122,14 +118,7 @@ async def _ask(stub: ChatServiceStub, conversation: content.Conversation, timeou
 
 def _num_patches(stage: Stage) -> float:
     """Patches that have gone through the encoders' models."""
-    return sum(_total(replica, f"{ENCODER_BATCH_PATCHES.name}_sum") for replica in stage.fleet.encoders)
-
-
-def _total(replica: Replica, sample_name: str) -> float:
-    assert replica.child is not None
-    with urlopen(f"http://{replica.child.metrics_address}/metrics", timeout=5) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    return sum(sample.value for family in families for sample in family.samples if sample.name == sample_name)
+    return sum(counted(replica, f"{ENCODER_BATCH_PATCHES.name}_sum") for replica in stage.fleet.encoders)
 
 
 def _patches_of_one(stage: Stage) -> int:

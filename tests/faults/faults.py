@@ -3,6 +3,7 @@
 import asyncio
 import math
 import random
+import re
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ PROOF = "faults"
 NUM_WORKERS = 24  # so many that the services have work while some of these wait for what is broken
 BATCH_SHARE, MORE_ITEMS = 0.04, 2
 BAR = 0.999
+MAX_PRINTED = 50
 
 
 @dataclass
@@ -145,6 +147,9 @@ async def prove(num_requests: int, interval_s: float, seed: int, seconds: float)
     outcome = await weather(num_requests, interval_s, seed, num_questions=30, seconds=seconds)
     for name, count in sorted(outcome.faults.items()):
         print(f"{count:5}  {name}")
-    for problem in outcome.problems[:50]:
+    for problem in outcome.problems[:MAX_PRINTED]:
         print(f"broken rule: {problem}")
+    sorts = Counter(re.sub(r"[\d.]+", "#", problem.rpartition(": ")[2]) for problem in outcome.problems)
+    for problem, count in sorts.most_common():
+        print(f"{count:5}  {problem}")
     return list(figures(outcome))

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from types import MappingProxyType
 
 from diptych.v1 import content_pb2 as content
 
@@ -19,6 +20,7 @@ from tests.loading_redis import loading
 PROOF = "redis"
 EXTRA_MS = 20.0
 RECOVERY_S = 2.0
+SETTINGS = MappingProxyType({"DIPTYCH_ENCODER_LOCAL_CACHE_BYTES": "0"})  # or it would answer in Redis's place
 LOADING_S = 30.0  # at most: it ends with the requests
 
 Outage = Callable[[Stage], AbstractAsyncContextManager[None]]
@@ -30,7 +32,7 @@ async def prove(stage: Stage, num_requests: int = 30) -> list[Figure]:
     await _ask(stage, rng, num_requests)  # warm
     found = []
     for outage in OUTAGES:
-        misses = await _ask(stage, rng, num_requests)
+        misses = await _ask(stage, rng, num_requests, wipes=True)
         async with outage(stage):
             records = await _ask(stage, rng, num_requests)
         recovery_s = await _recovery_s(stage, rng)
@@ -50,10 +52,16 @@ async def prove(stage: Stage, num_requests: int = 30) -> list[Figure]:
     return found
 
 
-async def _ask(stage: Stage, rng: random.Random, count: int) -> list[Record]:
-    """One after another, each about new files, so that each is a miss."""
+async def _ask(stage: Stage, rng: random.Random, count: int, *, wipes: bool = False) -> list[Record]:
+    """One after another, each about new files. `wipes`: Redis has none of their slices either: each is a miss."""
     pictures = [question for question in stage.asked if question.has_media]
-    return [await stage.client.ask_once(pictures[i % len(pictures)], rng, fresh=True) for i in range(count)]
+    records = []
+    for number in range(count):
+        if wipes:
+            async with stage.fleet.admin() as redis:
+                await redis.flushall()
+        records.append(await stage.client.ask_once(pictures[number % len(pictures)], rng, fresh=True))
+    return records
 
 
 def _rank_ms(records: list[Record], share: float) -> float:

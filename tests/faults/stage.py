@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from urllib.request import urlopen
 
 import grpc
 from diptych.v1 import chat_service_pb2 as chat
@@ -16,6 +17,7 @@ from diptych.v1 import decoder_service_pb2 as decoder
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from diptych.v1.decoder_service_pb2_grpc import DecoderServiceStub
+from prometheus_client.parser import text_string_to_metric_families
 
 from services.common.channels import open_channel
 from tests.checkpoints import CheckpointSpec, build_checkpoint
@@ -24,6 +26,7 @@ from tests.faults.fleet import Fleet, Replica, running_fleet
 from tests.faults.questions import Question, questions
 from tests.faults.traffic import Client, client_of
 
+METRICS = MappingProxyType({"DIPTYCH_METRICS_LISTEN": "127.0.0.1:0"})  # settings for what `counted` reads
 MANY_FILES = 8192
 POLL_S = 0.002
 NUM_QUESTIONS = 8  # of each tenant
@@ -101,6 +104,15 @@ async def load_of(stub: DecoderServiceStub) -> decoder.GetLoadResponse:
     """How busy a decoder is."""
     load: decoder.GetLoadResponse = await stub.GetLoad(decoder.GetLoadRequest(), timeout=10)
     return load
+
+
+def counted(replica: Replica, sample_name: str, **labels: str) -> float:
+    """The sum of a replica's samples of this name and these labels; the fleet has METRICS."""
+    assert replica.child is not None
+    with urlopen(f"http://{replica.child.metrics_address}/metrics", timeout=10) as page:
+        families = text_string_to_metric_families(page.read().decode())
+    samples = (sample for family in families for sample in family.samples if sample.name == sample_name)
+    return sum(sample.value for sample in samples if labels.items() <= sample.labels.items())
 
 
 def percentile(values: list[float], share: float) -> float:

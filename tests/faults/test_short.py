@@ -7,7 +7,7 @@ import pytest_asyncio
 
 from tests.faults import cancels, deaths
 from tests.faults.results import Figure
-from tests.faults.stage import Stage, stage
+from tests.faults.stage import METRICS, Stage, stage
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.soak]  # they need a quiet machine
 
@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.soak]  # the
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def played() -> AsyncIterator[Stage]:
     """Two of each service."""
-    async with stage(2) as found:
+    async with stage(2, METRICS) as found:
         yield found
 
 
