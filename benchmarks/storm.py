@@ -38,7 +38,8 @@ def measure_storm(model: str) -> list[Figure]:
         stack.start()
         for name, child in stack.children.items():
             pin(child.process.pid, cores[name == "encoder"])
-        pin(os.getpid(), cores[0])
+        for task in Path(f"/proc/{os.getpid()}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {cores[0]})
         try:
             return asyncio.run(_measure(stack))
         finally:
@@ -47,10 +48,12 @@ def measure_storm(model: str) -> list[Figure]:
 
 
 def pin(pid: int, core: int) -> None:
-    """Keep all threads of a process, and those they start later, on one core."""
+    """Keep all threads of a process and its children, and those they start later, on one core."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(ProcessLookupError):  # a thread that has ended meanwhile
+        with suppress(ProcessLookupError, FileNotFoundError):  # a thread that has ended meanwhile
             os.sched_setaffinity(int(task.name), {core})
+            for child in (task / "children").read_text().split():
+                pin(int(child), core)
 
 
 async def _measure(stack: Stack) -> list[Figure]:
