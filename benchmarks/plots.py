@@ -43,7 +43,8 @@ def _draw_series(axes: Axes, results: Sequence[Result], pattern: str, title: str
     axes.set_title(title, fontsize=10)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
 
 
 def _series(results: Sequence[Result], pattern: str) -> dict[str, set[Point]]:
@@ -63,5 +64,6 @@ def _draw_between(axes: Axes, results: Sequence[Result]) -> None:
     bars = {found[1]: result.value for result in results if (found := BETWEEN.search(result.name))}
     drawn = axes.barh(list(bars), list(bars.values()))
     axes.bar_label(drawn, fmt="%.0f")
-    axes.set_xscale("log")
+    if bars:  # a run that was cut short has none
+        axes.set_xscale("log")
     axes.set_title("time between tokens, 99th percentile (ms)", fontsize=10)

@@ -8,6 +8,7 @@ import torch
 from services.common.allocator import keep_freed_memory
 from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.heap import giving_back
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
@@ -33,7 +34,7 @@ async def run(settings: DecoderSettings) -> None:
     engine.start()
 
     try:
-        async with telemetry.served(settings.metrics_listen, settings):
+        async with telemetry.served(settings.metrics_listen, settings), giving_back():
             await serve(
                 settings,
                 lambda server: register(service, server),

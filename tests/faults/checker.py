@@ -11,7 +11,9 @@ KNOWN_REASONS = {
     "UNAVAILABLE": {"ENCODER_UNAVAILABLE", "DECODER_UNAVAILABLE"},
     "RESOURCE_EXHAUSTED": {"OVERLOADED"},
     "DEADLINE_EXCEEDED": {"DEADLINE_EXCEEDED"},
+    "INVALID_ARGUMENT": {"INVALID_REQUEST"},  # with SUSPECTED alone
 }
+SUSPECTED = "encoders were lost while they worked on it"  # refused, though it was the storm's doing
 
 
 def violations(record: Record) -> Iterator[str]:
@@ -19,7 +21,8 @@ def violations(record: Record) -> Iterator[str]:
     question = record.question
     for attempt in record.attempts:
         for problem in (*_of_the_end(attempt), *_of_the_answer(attempt, question.text, question.token_ids)):
-            yield f"{question.case.name}, {attempt.gateway.name}, {attempt.code} {attempt.reason}: {problem}"
+            status = f"{attempt.code} {attempt.reason} {attempt.message!r}"
+            yield f"{question.case.name}, {attempt.gateway.name}, {status}: {problem}"
     if record.kind == "plain" and not record.is_answered and record.attempts[-1].code not in KNOWN_REASONS:
         yield f"{question.case.name}: failed for good with {record.attempts[-1].code}"
 
@@ -32,7 +35,8 @@ def _of_the_end(attempt: Attempt) -> Iterator[str]:
     if attempt.code == "OK" or (attempt.code == "CANCELLED" and attempt.cancel_after_s is not None):
         return
     if attempt.reason:
-        if attempt.reason not in KNOWN_REASONS.get(attempt.code, set()):
+        is_suspect = attempt.reason != "INVALID_REQUEST" or SUSPECTED in attempt.message
+        if attempt.reason not in KNOWN_REASONS.get(attempt.code, set()) or not is_suspect:
             yield "a reason that does not belong here"
     elif not _is_the_clients_own(attempt):
         yield "a status without an ErrorInfo"

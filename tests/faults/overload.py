@@ -41,9 +41,11 @@ async def prove(stage: Stage) -> list[Figure]:
 
 
 async def _offer(stage: Stage, rate: float, seconds: float) -> Offered:
-    """From a process of its own, so that what is measured does not wait for who measures."""
-    gateway, token = stage.fleet.gateways[0].proxy.address, stage.fleet.tokens[TENANTS[0]]
-    command = [sys.executable, "-m", "tests.faults.arrivals", gateway, str(rate), str(seconds)]
+    """By a process of its own, past the gateway's proxy: what is measured does not wait for who measures."""
+    child, token = stage.fleet.gateways[0].child, stage.fleet.tokens[TENANTS[0]]
+    assert child is not None
+    assert child.address is not None
+    command = [sys.executable, "-m", "tests.faults.arrivals", child.address, str(rate), str(seconds)]
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, "DIPTYCH_TOKEN": token}
     )

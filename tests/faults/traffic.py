@@ -42,6 +42,7 @@ class Attempt:
     code: str = ""  # gRPC's name of the status; empty until it has ended
     num_ends: int = 0
     reason: str = ""  # ErrorInfo's, empty for a status that the client's own gRPC made
+    message: str = ""
     retry_after_s: float = 0.0
     events: list[str] = field(default_factory=list)
     text: str = ""
@@ -231,6 +232,7 @@ def _note_failure(attempt: Attempt, status: Status | None) -> None:
     if status is None or not any(detail.Unpack(info) for detail in status.details):
         return
     attempt.reason = info.reason if info.domain == "diptych" else f"foreign: {info.domain}"
+    attempt.message = status.message
     if any(detail.Unpack(retry) for detail in status.details):
         attempt.retry_after_s = retry.retry_delay.ToMilliseconds() / 1000
 
