@@ -18,6 +18,7 @@ from benchmarks import long_video, reuse, serve, storm, transfer, warm
 from benchmarks.accuracy import measure_accuracy
 from benchmarks.checkpoints import SHAPES, ensure_checkpoint
 from benchmarks.figures import PERCENT, Result, compared, write_results
+from benchmarks.layers import measure_layers
 from benchmarks.limits import measure_limits
 from benchmarks.plots import draw_plots
 from benchmarks.report import Conditions, results_table, write_report
@@ -57,6 +58,7 @@ def _parts(arguments: argparse.Namespace) -> Iterator[tuple[str, Part]]:
     for name in arguments.shapes:
         if name == arguments.shapes[-1]:
             yield "int8 on the demo checkpoint", partial(measure_demo, quick=quick)
+            yield "layers", partial(measure_layers, 10 if quick else 40)
             if not arguments.without_services:
                 yield "sharing", partial(measure_sharing, folder / "small-vision", quick=quick)
                 yield "transfer", partial(transfer.measure_transfer, num_repeats=3 if quick else 9)

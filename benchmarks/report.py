@@ -16,6 +16,7 @@ from rich.table import Table
 from benchmarks.figures import Result
 
 TEMPLATE = Path(__file__).with_name("performance.template.md")
+WEIGHT_BYTES = 2  # the checkpoints', as fp32 reads them
 BUSY_LOAD = 0.5  # processes that ran on average in the minute before
 COLUMNS = ("figure", "diptych", "peer", "peer's", "times better", "of the limit")
 
@@ -71,6 +72,7 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
         towers=_markdown([result for result in results if " tower " in result.name]),
         storm=_markdown([result for result in results if result.name.startswith("storm: ")]),
         clips=_markdown([result for result in results if result.name.startswith("clips: ")]),
+        layers=_markdown([result for result in results if result.name.startswith("layer: ")]),
         transfer=_markdown([result for result in results if result.name.startswith("transfer: ")]),
         long_video=_markdown([result for result in results if result.name.startswith("long video: ")]),
         warm=_markdown([result for result in results if result.name.startswith("warm: ")]),
@@ -82,9 +84,9 @@ def write_report(results: Sequence[Result], conditions: Conditions, path: Path) 
 
 
 def _ridge(results: Sequence[Result]) -> int:
-    """Rows from which a product with fp32 weights takes longer than reading them: 2 operations for 4 bytes each row."""
+    """Rows from which a product in fp32 takes longer than reading its weights: 2 operations for each weight and row."""
     limit = {result.name: result.value for result in results}
-    return round(2 * limit["fp32 matrix product"] / limit["memory read"])
+    return round(WEIGHT_BYTES / 2 * limit["fp32 matrix product"] / limit["memory read"])
 
 
 def _section(shape: str, results: Sequence[Result]) -> str:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -10,6 +10,7 @@ import grpc
 from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc, encoder_service_pb2, encoder_service_pb2_grpc
 
 from gateway.settings import GatewaySettings
+from services.common.background import beside
 from services.common.channels import open_channel
 from services.common.tls import watched_credentials
 from services.common.watched_files import WatchedFiles
@@ -57,30 +58,19 @@ async def open_pools(settings: GatewaySettings, resolver: Resolver = system_reso
         encoders = await stack.enter_async_context(pool_of(ENCODERS, settings.encoder).running())
         decoders = await stack.enter_async_context(pool_of(DECODERS, settings.decoder).running())
         pools = Pools(encoders, decoders)
-        await stack.enter_async_context(_renewing(pools, credentials))
+        await stack.enter_async_context(beside(_renew(pools, credentials)))
         yield pools
 
 
-@asynccontextmanager
-async def _renewing(pools: Pools, credentials: WatchedFiles[grpc.ChannelCredentials | None]) -> AsyncIterator[None]:
-    """Meanwhile, connect anew whenever the certificates have changed."""
-
-    async def follow() -> None:
-        used = credentials.read()
-        while True:
-            await asyncio.sleep(LOOK_S)
-            if (found := credentials.read()) is not used:
-                used = found
-                pools.encoders.renew()
-                pools.decoders.renew()
-
-    following = asyncio.create_task(follow())
-    try:
-        yield
-    finally:
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+async def _renew(pools: Pools, credentials: WatchedFiles[grpc.ChannelCredentials | None]) -> None:
+    """Connect anew whenever the certificates have changed; for ever."""
+    used = credentials.read()
+    while True:
+        await asyncio.sleep(LOOK_S)
+        if (found := credentials.read()) is not used:
+            used = found
+            pools.encoders.renew()
+            pools.decoders.renew()
 
 
 async def _describe_encoder(stub: EncoderStub, timeout_s: float) -> Encoder:

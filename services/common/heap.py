@@ -7,8 +7,10 @@ would be seen in the size of the process for good.
 import asyncio
 import ctypes
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
+
+from services.common.background import beside
 
 PERIOD_S = 5.0
 WORTH_BYTES: Final = 8 << 20
@@ -63,10 +65,5 @@ async def giving_back(period_s: float = PERIOD_S) -> AsyncIterator[None]:
             await asyncio.sleep(period_s)
             await asyncio.to_thread(heap.give_back)
 
-    looking = asyncio.create_task(look())
-    try:
+    async with beside(look()):
         yield
-    finally:
-        looking.cancel()
-        with suppress(asyncio.CancelledError):
-            await looking

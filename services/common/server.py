@@ -5,7 +5,7 @@ import ipaddress
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import NoReturn, Self
 
@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from services.common.background import beside
 from services.common.health import DrainingHealth
 from services.common.interceptors import ErrorInterceptor
 from services.common.settings import variable_name
@@ -163,13 +164,8 @@ async def _following(
             log.info("readiness changed", code="SERVING" if is_serving else "NOT_SERVING")
             await servicer.set_all(service_names, is_serving=is_serving)
 
-    following = asyncio.create_task(follow())
-    try:
+    async with beside(follow()):
         yield
-    finally:
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
 
 
 @asynccontextmanager

@@ -64,12 +64,14 @@ class PromptChunk:
         keys, values = gathered.permute(1, 2, 0, 3).unsqueeze(1)
         rows = queries[self.first : self.last]
         if self.mask is not None and len(rows) <= MAX_FOLDED_TOKENS:
-            out[self.first : self.last] = _folded(rows, keys, values, self.mask)
+            out[self.first : self.last] = attend_folded(rows, keys, values, self.mask)
         else:
-            out[self.first : self.last] = _by_head(rows, keys, values, self.mask)
+            out[self.first : self.last] = attend_by_head(rows, keys, values, self.mask)
 
 
-def _by_head(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def attend_by_head(
+    rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor | None
+) -> torch.Tensor:
     """Rows [n, heads, head_dim] over [1, kv_heads, length, head_dim]; like rows."""
     attended = scaled_dot_product_attention(
         rows.transpose(0, 1).unsqueeze(0), keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True
@@ -77,7 +79,7 @@ def _by_head(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask:
     return attended.squeeze(0).transpose(0, 1)
 
 
-def _folded(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def attend_folded(rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """The same with the query heads of one key head as that head's rows."""
     num_rows, num_heads, head_dim = rows.shape
     num_kv_heads = keys.shape[1]

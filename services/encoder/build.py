@@ -1,9 +1,8 @@
 """From settings to a service that is ready: load, then wire together."""
 
-import asyncio
 import os
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +11,7 @@ import structlog
 import torch
 from diptych.v1 import encoder_service_pb2
 
+from services.common.background import beside
 from services.common.cache import configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.keys import CacheProfile
@@ -80,9 +80,8 @@ async def encoder_service(
     )
     admission = Admission(settings.max_queued_patches, batcher.seconds_for)
     metrics.watch(lambda: admission.num_patches, lambda: batcher.num_waiting)
-    running = asyncio.create_task(batcher.run())
     try:
-        async with WorkerPool(JOBS_MODULE, settings) as pool:
+        async with beside(batcher.run()), WorkerPool(JOBS_MODULE, settings) as pool:
             yield EncoderService(
                 Pipeline(
                     SliceEncoder(batcher, _profile(loaded)),
@@ -97,9 +96,6 @@ async def encoder_service(
                 capabilities=_capabilities(settings, loaded, tiers.name),
             )
     finally:
-        running.cancel()
-        with suppress(asyncio.CancelledError):
-            await running
         await tiers.close()
 
 

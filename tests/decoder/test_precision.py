@@ -1,11 +1,15 @@
 """bf16 and fp16 run, and stay close to transformers in the same dtype."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
+from services.common.linear import FewOrMany, HalfLinear, can_halve
 from services.decoder.scheduler import Chunk
 from services.decoder.weights import load_language_model
+from tests.checkpoints import CheckpointSpec, build_checkpoint
 from tests.decoder.harness import Harness, Model
 
 
@@ -24,3 +28,23 @@ def test_half_precision_is_close_to_transformers(gqa_model: Model, dtype: torch.
     with torch.inference_mode():
         theirs = reference(input_ids=torch.tensor([case.token_ids])).logits[0, -1].float().softmax(dim=-1)
     assert (ours - theirs).abs().sum() / 2 < 0.05
+
+
+@pytest.mark.skipif(not can_halve(), reason="this processor has no kernels for fp16 weights")
+@pytest.mark.parametrize("prompt_weights", [True, False])
+@pytest.mark.parametrize("stored", ["bfloat16", "float16"])
+def test_float32_reads_sixteen_bits(tmp_path: Path, stored: str, prompt_weights: bool) -> None:
+    """A checkpoint of 16 bits keeps its weights in 16 bits, and fp32 answers from them are transformers' own."""
+    model = Model(build_checkpoint(tmp_path, CheckpointSpec(dtype=stored, seed=3)))
+    weights = load_language_model(model.checkpoint, torch.float32, torch.device("cpu"), prompt_weights=prompt_weights)
+    assert isinstance(weights.weights.layers[0].gate_up, FewOrMany if prompt_weights else HalfLinear)
+    harness = Harness(model)
+    harness.parts = harness.build(weights)
+    harness.engine = harness.parts.engine
+    cases = [model.case(40, seed=1), model.case(3, ("image", (1, 5, 6)), 9), model.case(7, seed=2)]
+    harness.engine.start()
+    try:
+        answers = [harness.submit(case) for case in cases]
+        assert [answer.wait().ids for answer in answers] == [model.generate(case, 12) for case in cases]
+    finally:
+        harness.engine.stop()

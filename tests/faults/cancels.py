@@ -22,9 +22,8 @@ MIB = 1 << 20
 NUM_WORKERS = 16
 NUM_TIMED = 200
 MAX_S = 600.0
-REFUSED_S = 0.1
 NUM_WARM = 5000  # allocators grow for the first thousands; what grows afterwards is a leak
-MEMORY_BAR, FILES_BAR, FREE_BAR_MS = 20 * MIB, 16, 100.0
+MEMORY_BAR, FILES_BAR, FREE_BAR_MS = 20 * MIB, 8, 100.0
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,7 @@ async def _cancel_seen(stage: Stage, count: int, deadline: float) -> int:
 
 
 async def _cancel_many(stage: Stage, count: int, deadline: float, seed: int) -> int:
-    """How many it were: fewer than `count` at the deadline. What a crowded machine refuses does not count."""
+    """How many it were: fewer than `count` at the deadline."""
     num_done = 0
 
     async def work(worker: int) -> None:
@@ -95,10 +94,7 @@ async def _cancel_many(stage: Stage, count: int, deadline: float, seed: int) -> 
         while time.monotonic() < deadline and num_done < count:
             num_done += 1
             attempt = await stage.client.cancel(rng.choice(stage.asked), rng, within_s=0.05)
-            if attempt.code not in ("CANCELLED", "OK"):
-                assert attempt.code in ("UNAVAILABLE", "RESOURCE_EXHAUSTED"), f"{attempt.code} {attempt.reason}"
-                num_done -= 1
-                await asyncio.sleep(REFUSED_S)
+            assert attempt.code in ("CANCELLED", "OK"), f"{attempt.code} {attempt.reason}"
 
     await asyncio.gather(*(work(worker) for worker in range(NUM_WORKERS)))
     return num_done

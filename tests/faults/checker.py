@@ -11,9 +11,7 @@ KNOWN_REASONS = {
     "UNAVAILABLE": {"ENCODER_UNAVAILABLE", "DECODER_UNAVAILABLE"},
     "RESOURCE_EXHAUSTED": {"OVERLOADED"},
     "DEADLINE_EXCEEDED": {"DEADLINE_EXCEEDED"},
-    "INVALID_ARGUMENT": {"INVALID_REQUEST"},  # with SUSPECTED alone
 }
-SUSPECTED = "encoders were lost while they worked on it"  # refused, though it was the storm's doing
 
 
 def violations(record: Record) -> Iterator[str]:
@@ -35,8 +33,7 @@ def _of_the_end(attempt: Attempt) -> Iterator[str]:
     if attempt.code == "OK" or (attempt.code == "CANCELLED" and attempt.cancel_after_s is not None):
         return
     if attempt.reason:
-        is_suspect = attempt.reason != "INVALID_REQUEST" or SUSPECTED in attempt.message
-        if attempt.reason not in KNOWN_REASONS.get(attempt.code, set()) or not is_suspect:
+        if attempt.reason not in KNOWN_REASONS.get(attempt.code, set()):
             yield "a reason that does not belong here"
     elif not _is_the_clients_own(attempt):
         yield "a status without an ErrorInfo"

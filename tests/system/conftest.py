@@ -1,6 +1,6 @@
 """Running stacks for the system tests; each is started once."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,6 +8,7 @@ import pytest
 from cli.stack import Stack
 from tests.exactness.reference import Reference
 from tests.harness import running
+from tests.system.neighbours import Neighbours, closed_stack, connected
 
 
 @pytest.hookimpl(wrapper=True)
@@ -38,3 +39,17 @@ def inline_stack(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def reference(checkpoint: Path) -> Reference:
     """The same checkpoint in transformers."""
     return Reference(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def closed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A stack of several tenants."""
+    with closed_stack(checkpoint, tmp_path_factory.mktemp("closed")) as stack:
+        yield stack
+
+
+@pytest.fixture
+async def neighbours(closed: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Neighbours]:
+    """Its tenants, each with a connection."""
+    async with connected(closed, monkeypatch) as neighbours:
+        yield neighbours

@@ -1,7 +1,5 @@
 """What a tenant has sent changes nothing of the work that is done for another: counted; test_timing.py measures."""
 
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from urllib.request import urlopen
 
 import grpc
@@ -15,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from cli.stack import Stack
 from services.common.telemetry import catalogue
 from tests.harness import CALL_TIMEOUT_S, Answer, collect, failure
-from tests.system.neighbours import Neighbours, by_digest, closed_stack, connected, nobodys_digest, picture, text
+from tests.system.neighbours import Neighbours, by_digest, nobodys_digest, picture, text
 
 Work = dict[tuple[str, ...], float]
 
@@ -37,20 +35,6 @@ COUNTERS = {
         PREFIX_HITS[1],
     ],
 }
-
-
-@pytest.fixture(scope="module")
-def closed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of several tenants."""
-    with closed_stack(checkpoint, tmp_path_factory.mktemp("neighbours")) as stack:
-        yield stack
-
-
-@pytest.fixture
-async def neighbours(closed: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Neighbours]:
-    """They."""
-    async with connected(closed, monkeypatch) as neighbours:
-        yield neighbours
 
 
 def counted(stack: Stack) -> Work:

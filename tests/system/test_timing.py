@@ -6,10 +6,9 @@ However slow that is, a test ends after its seconds, with the bound that the rou
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import grpc
 import numpy as np
@@ -19,14 +18,11 @@ from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 
-from cli.stack import Stack
 from tests.faults.results import Figure, figure, keep, show
 from tests.system.neighbours import (
     RANDOM,
     Neighbours,
     by_digest,
-    closed_stack,
-    connected,
     nobodys_digest,
     picture,
     text,
@@ -44,20 +40,6 @@ EVENTS = {FIRST: "first event", LAST: "end"}
 
 New = Callable[[], content.Conversation]
 Times = tuple[float, float]
-
-
-@pytest.fixture(scope="module")
-def closed(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A stack of several tenants."""
-    with closed_stack(checkpoint, tmp_path_factory.mktemp("timing")) as stack:
-        yield stack
-
-
-@pytest.fixture
-async def neighbours(closed: Stack, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Neighbours]:
-    """They."""
-    async with connected(closed, monkeypatch) as neighbours:
-        yield neighbours
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,55 @@
+"""Parts of a decoder's layer in the forms that they have, one beside the other, at Qwen2-VL-2B's size."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import cycle
+from statistics import median
+
+import torch
+
+from benchmarks.checkpoints import SHAPES
+from benchmarks.figures import MILLISECONDS, Result, timed_ms
+from services.common.linear import HalfLinear, PackedLinear
+from services.decoder.attention import attend_by_head, attend_folded
+
+SHAPE = SHAPES["2b"]
+ROWS = (1, 4, 8, 16, 24, 32, 288)
+NUM_WEIGHTS = 4  # used in turn, so that each comes from memory
+CHUNKS, CONTEXT = (8, 32), 4096
+
+
+def measure_layers(num_repeats: int) -> list[Result]:
+    """Each form's median, taken in turn with the other's."""
+    shape = (2 * SHAPE.intermediate, SHAPE.hidden)
+    with torch.inference_mode():
+        weights = [torch.randn(shape).mul_(0.02).bfloat16().float() for _ in range(NUM_WEIGHTS)]
+        halves, packed = cycle([HalfLinear(weight) for weight in weights]), cycle(list(map(PackedLinear, weights)))
+        products = [_product(count, halves, packed, num_repeats) for count in ROWS]
+        return [*products, *(_chunk(count, num_repeats) for count in CHUNKS)]
+
+
+def _product(count: int, halves: Iterator[HalfLinear], packed: Iterator[PackedLinear], num_repeats: int) -> Result:
+    """Gate and up in fp32, by weights kept in 16 bits and in 32."""
+    rows = torch.randn(count, SHAPE.hidden)
+    name = f"layer: product of {count} rows, weights of 16 bits"
+    return _beside(name, lambda: next(halves)(rows), "32 bits", lambda: next(packed)(rows), num_repeats)
+
+
+def _chunk(count: int, num_repeats: int) -> Result:
+    """A prompt's chunk over the tokens before it."""
+    keys, values = torch.randn(2, 1, SHAPE.kv_heads, CONTEXT, SHAPE.head_dim)
+    rows = torch.randn(count, SHAPE.heads, SHAPE.head_dim)
+    later = torch.arange(CONTEXT) > torch.arange(CONTEXT - count, CONTEXT)[:, None]
+    arguments = (rows, keys, values, torch.zeros(later.shape).masked_fill_(later, -torch.inf))
+    together, by_head = partial(attend_folded, *arguments), partial(attend_by_head, *arguments)
+    return _beside(
+        f"layer: {count} tokens attend to {CONTEXT}, heads together", together, "by head", by_head, num_repeats
+    )
+
+
+def _beside(name: str, ours: Callable[[], object], peer: str, theirs: Callable[[], object], num_repeats: int) -> Result:
+    """Both forms' medians, after a first time that is not counted."""
+    ours(), theirs()
+    times = [(timed_ms(ours), timed_ms(theirs)) for _ in range(num_repeats)]
+    mine, other = (median(column) for column in zip(*times, strict=True))
+    return Result(name, mine, MILLISECONDS, peer, other, other / mine)
