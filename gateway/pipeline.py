@@ -77,12 +77,13 @@ class Pipeline:
         answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
         cost = cost_of(prepared.items, len(prepared.prompt.token_ids), generation)
         with rooms.quotas.cost(caller.tenant, cost, lambda: longest_answer(generation) - answer.num_tokens):
-            remembering = asyncio.create_task(self.remember(prepared, caller))
             yield rooms.reports.started(prepared.items, prepared.prompt, generation, caller)
+            remembering: asyncio.Task[None] | None = None  # begins with the answer, which it would delay
             async with aclosing(self._deltas(job, answer, watch)) as deltas:
                 async for delta in deltas:
+                    remembering = remembering or asyncio.create_task(self.remember(prepared, caller))
                     yield delta
-            await remembering
+            await (remembering or self.remember(prepared, caller))
         yield rooms.reports.finished(prepared.prompt, answer, job, watch)
 
     async def _deltas(self, job: DecodeJob, answer: Answer, watch: Stopwatch) -> AsyncGenerator[Delta]:

@@ -1,12 +1,14 @@
 """Media that are named by their digest."""
 
+import asyncio
+
 import grpc
 from diptych.v1 import chat_service_pb2 as pb
 from diptych.v1 import content_pb2 as content
 
 from gateway.prompt import PromptBuilder
 from services.common.checkpoint import Checkpoint
-from tests.gateway.client import IMAGE_FIELD, chat, failing, says, script
+from tests.gateway.client import GREEDY, IMAGE_FIELD, chat, failing, says, script
 from tests.gateway.conftest import picture
 from tests.gateway.fakes import Stage, staged
 
@@ -26,6 +28,21 @@ async def test_media_are_named_by_digest_afterwards(stage: Stage, prompts: Promp
     code, reason, metadata, _ = await failing(unknown)
     assert (code, reason) == (grpc.StatusCode.NOT_FOUND, "MEDIA_NOT_FOUND")
     assert metadata["field"] == f"{IMAGE_FIELD}.digest"
+
+
+async def test_media_are_named_while_their_answer_goes_on(stage: Stage, prompts: PromptBuilder, png: bytes) -> None:
+    """From the answer's beginning on, not only after its end."""
+    stage.decoder.scripts, stage.decoder.endless = [script(prompts, "ok")], True
+    call = stage.stub.StreamChat(pb.StreamChatRequest(conversation=says(content.Image(data=png)), generation=GREEDY))
+    events = aiter(call)
+    digest = (await anext(events)).started.media[0].digest
+    while not (await anext(events)).HasField("text_delta"):
+        pass
+    named = pb.CountTokensRequest(conversation=says(content.Image(digest=digest)))
+    async with asyncio.timeout(10):
+        while await stage.stub.CountTokens(named).code() is not grpc.StatusCode.OK:
+            pass
+    call.cancel()
 
 
 async def test_uploads_are_bounded(model: Checkpoint) -> None:
