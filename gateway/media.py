@@ -15,10 +15,10 @@ from services.common.errors import InvalidRequest, QuotaExceeded
 from services.common.keys import Owner
 from services.common.media.errors import MediaError, MediaRuleError
 from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, plan_frames, plan_image, plan_video
-from services.common.media.reader import MediaReader
 from services.common.media.rules import DEFAULT_MAX_FRAMES
 from services.common.telemetry.spans import traced
 
+from .headers import Headers
 from .media_store import MediaStore
 from .settings import Limits, MediaDefaults
 from .sources import Source, Sources, refused
@@ -83,14 +83,14 @@ class MediaLoader:
         self,
         sources: Sources,
         store: MediaStore,
-        reader: MediaReader,
+        headers: Headers,
         preprocessor: Preprocessor,
         limits: Limits,
         defaults: MediaDefaults,
     ) -> None:
         self._sources = sources
-        self._reader = reader
         self._store = store
+        self._headers = headers
         self._preprocessor = preprocessor
         self._limits = limits
         self._defaults = defaults
@@ -98,7 +98,7 @@ class MediaLoader:
     @traced("fetch")
     async def load(self, conversation: content_pb2.Conversation, owner: Owner) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
-        budget = _Budget(owner, self._limits.max_request_media_bytes)
+        budget = _Budget(owner, self._limits.max_request_media_bytes, no_store=conversation.no_store)
         items = await _gather(
             [
                 self._load_image(f"{path}.image", part.image, budget)
@@ -140,7 +140,7 @@ class MediaLoader:
         size = _size(image, self._defaults.image_min_pixels, self._defaults.image_max_pixels)
         digests = await _digests([data])
         with _Blame(field):
-            [header] = await self._reader.probe_images([data], key=budget.key_of(digests))
+            [header] = await self._headers.images([data], digests, budget.owner, no_store=budget.no_store)
             plan = plan_image(header, size, self._preprocessor)
         return _item(field, plan, [data], digests)
 
@@ -150,7 +150,7 @@ class MediaLoader:
         data = await self._read(field, video, "video", budget)
         digests = await _digests([data])
         with _Blame(field):
-            header = await self._reader.probe_video(data, key=budget.key_of(digests))
+            header = await self._headers.video(data, digests[0], budget.owner, no_store=budget.no_store)
             plan = plan_video(header, self._frame_size(video), self._sampling(video), self._preprocessor)
         return _item(field, plan, [data], digests)
 
@@ -159,7 +159,7 @@ class MediaLoader:
         files = await _gather([self._read(path, frame, "image", budget) for path, frame in frames])
         digests = await _digests(files)
         with _Blame(field, is_list=True):
-            headers = await self._reader.probe_images(files, key=budget.key_of(digests))
+            headers = await self._headers.images(files, digests, budget.owner, no_store=budget.no_store)
             plan = plan_frames(headers, self._frame_size(video), self._total_pixels(video), self._preprocessor)
         # nothing is sampled here: the list's own fps only says how it was made
         return _item(field, replace(plan, sampled_fps=_optional(video, "fps")), files, digests, is_list=True)
@@ -188,10 +188,11 @@ class MediaLoader:
 
 @dataclass(slots=True)
 class _Budget:
-    """What one request's media may still take, and how many are read at once."""
+    """What one request's media may still take, how many are read at once, and whether they leave something behind."""
 
     owner: Owner
     num_bytes: int
+    no_store: bool
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_READS))
     named: set[str] = field(default_factory=set)
 
@@ -200,10 +201,6 @@ class _Budget:
         self.num_bytes -= num_bytes
         if self.num_bytes < 0:
             raise refused(path, "makes the request's media too large together", "TOO_LARGE")
-
-    def key_of(self, digests: Sequence[bytes]) -> bytes:
-        """What stands for these files of this tenant."""
-        return hashlib.sha256(b"".join([self.owner.tenant.encode(), b"\0", *digests])).digest()
 
 
 def media_parts(conversation: content_pb2.Conversation) -> Iterator[tuple[str, content_pb2.Part]]:

@@ -85,6 +85,11 @@ def upload_key(key: bytes, digest: str) -> bytes:
     return _mac(key, ["upload", digest])
 
 
+def header_key(key: bytes, kind: str, digest: bytes) -> bytes:
+    """Key of what a file's header says when it is read as `kind`; `digest` is the file's SHA-256."""
+    return _mac(key, ["header", kind, digest])
+
+
 def _fields(profile: CacheProfile) -> list[Field]:
     return [profile.vision_digest, profile.dtype, profile.preprocessing]
 

@@ -93,7 +93,8 @@ async def test_a_purge_is_ones_own_unless_an_administrator_asks(model: Checkpoin
         assert failure(caught.value).code is grpc.StatusCode.PERMISSION_DENIED
         assert await is_kept("one", digest)
         removed = await stage.stub.PurgeMedia(chat.PurgeMediaRequest(), metadata=bearer("one"))
-        assert (removed.num_values, removed.num_bytes) == (1, len(png))
+        assert removed.num_values == 2  # the file and what its header says
+        assert removed.num_bytes > len(png)
         assert (await is_kept("one", digest), await is_kept("two", digest)) == (False, True)
         await stage.stub.PurgeMedia(chat.PurgeMediaRequest(tenant="globex"), metadata=bearer("root"))
         assert not await is_kept("two", digest)

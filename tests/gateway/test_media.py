@@ -10,6 +10,7 @@ import pytest
 from diptych.v1 import content_pb2 as content
 from prometheus_client import CollectorRegistry
 
+from gateway.headers import Headers
 from gateway.media import MediaItem, MediaLoader
 from gateway.media_store import MediaStore
 from gateway.settings import Limits, MediaDefaults
@@ -37,16 +38,15 @@ async def workers() -> AsyncIterator[WorkerPool]:
 
 @pytest.fixture
 def make_loader(model: Checkpoint, workers: WorkerPool) -> MakeLoader:
-    caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(2)]
+    caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(3)]
     store = MediaStore(caches[0], caches[1], b"")
+    headers = Headers(MediaReader(workers), caches[2], b"")
 
     def make(
         rules: SourceRules | None = None, limits: Limits | None = None, defaults: MediaDefaults | None = None
     ) -> MediaLoader:
         sources = Sources(rules or SourceRules(max_bytes=1 << 20), store, GatewayMetrics(CollectorRegistry()))
-        return MediaLoader(
-            sources, store, MediaReader(workers), model.preprocessor, limits or Limits(), defaults or MediaDefaults()
-        )
+        return MediaLoader(sources, store, headers, model.preprocessor, limits or Limits(), defaults or MediaDefaults())
 
     return make
 

@@ -108,12 +108,12 @@ async def test_anothers_digest_is_like_one_of_nothing(closed: Stack, neighbours:
 
 
 async def test_a_purge_empties_every_tier(neighbours: Neighbours) -> None:
-    """Slice, manifest and file in Redis, and the slice in encoder and decoder; other tenants keep theirs."""
+    """Slice, manifest and file in Redis, slice in encoder and decoder, header in the gateway; others keep theirs."""
     conversation = picture()
     for stub in (neighbours.third, neighbours.spy):
         await asked(stub, conversation)
     removed: chat.PurgeMediaResponse = await neighbours.third.PurgeMedia(chat.PurgeMediaRequest())
-    assert (removed.num_values, removed.num_unreached) == (5, 0)
+    assert (removed.num_values, removed.num_unreached) == (6, 0)
     assert removed.num_blocks > 0
     again: chat.PurgeMediaResponse = await neighbours.third.PurgeMedia(chat.PurgeMediaRequest())
     assert (again.num_values, again.num_blocks) == (0, 0)

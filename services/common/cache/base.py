@@ -160,6 +160,14 @@ class EmbeddingCache:
 
         return (await self._get([self._name("media", upload_key(tenant_key, digest))], verified))[0]
 
+    async def put_headers(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Keep what headers say, by header key."""
+        return await self._put({self._name("header", key): header for key, header in headers.items()})
+
+    async def get_headers(self, header_keys: Sequence[bytes]) -> list[bytes | None]:
+        """One entry a key, None where it is not kept."""
+        return await self._get([self._name("header", key) for key in header_keys], bytes)
+
     async def epoch(self) -> bytes | None:
         """What the tenant's last purge has set; empty when none was within the time to live, None when unknown."""
         try:

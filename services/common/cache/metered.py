@@ -75,7 +75,7 @@ class MeteredStore:
 
 
 def _level(keys: Sequence[str]) -> str:
-    """What a key is of: manifest, slice, media or epoch (see base.py). All keys of one call are of one level."""
+    """What a key is of: manifest, slice, media, header or epoch (see base.py). One call's keys are of one level."""
     if not keys:
         return "none"
     first, second = keys[0].split(":", 3)[1:3]

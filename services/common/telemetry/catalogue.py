@@ -130,7 +130,7 @@ RPC_FAILURES = CounterMetric(
 )
 CACHE_LOOKUPS = CounterMetric(
     "diptych_cache_lookups_total",
-    "Values looked for: level manifest, slice or media; source redis or local; result hit or miss.",
+    "Values looked for: level manifest, slice, media or header; source redis or local; result hit or miss.",
     ("level", "source", "result"),
 )
 CACHE_DURATION = HistogramMetric(
