@@ -8,6 +8,7 @@ from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.collector import spare_what_is_loaded
 from services.common.heap import giving_back
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
@@ -47,6 +48,7 @@ async def run(settings: GatewaySettings) -> None:
     checkpoint = Checkpoint.open(settings.model)
     async with telemetry.served(settings.metrics_listen, settings), giving_back(), open_pools(settings) as pools:
         rooms = Rooms(settings, checkpoint, pools, telemetry)
+        spare_what_is_loaded()
         stop = install_stop_signals(asyncio.get_running_loop())
 
         def register(server: grpc.aio.Server) -> None:

@@ -8,6 +8,7 @@ import torch
 from services.common.allocator import keep_freed_memory
 from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.collector import spare_what_is_loaded
 from services.common.heap import giving_back
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
@@ -29,6 +30,7 @@ async def run(settings: DecoderSettings) -> None:
     torch.set_num_threads(settings.threads or useful_threads(checkpoint.text))
     # in this thread, so that a stop signal ends it
     engine, service = build_decoder(settings, checkpoint, cache, telemetry)
+    spare_what_is_loaded()
     leave_computing_to_others()
     stop = install_stop_signals(asyncio.get_running_loop())
     engine.start()

@@ -5,6 +5,7 @@ import sys
 
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import CheckpointError
+from services.common.collector import spare_what_is_loaded
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
@@ -42,6 +43,7 @@ def main() -> None:
     except CheckpointError as error:
         print(f"DIPTYCH_MODEL: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    spare_what_is_loaded()
     leave_computing_to_others()  # the model has a thread of its own from here on
     try:
         asyncio.run(run(settings, loaded))

@@ -21,6 +21,7 @@ from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from google.rpc import error_details_pb2 as details
 
 from services.common.channels import open_channel
+from services.common.collector import spare_what_is_loaded
 from services.common.errors import rich_status
 from tests.exactness import cases
 
@@ -37,6 +38,8 @@ class Offered:
     goodput: float = 0.0
     codes: Counter[str] = field(default_factory=Counter)
     refused_ms: list[float] = field(default_factory=list)
+    refused_with: Counter[str] = field(default_factory=Counter)  # whose refusals they were, in their own words
+    behind_ms: list[float] = field(default_factory=list)  # how much later than meant each call was made
     num_untold: int = 0  # refused without a time to come back
 
 
@@ -52,9 +55,11 @@ class Offering:
         """Ask until the time is over, and wait for the last answers."""
         calls: list[asyncio.Task[None]] = []
         coming = [(at_s, self._request(number)) for number, at_s in enumerate(self._arrivals())]
+        spare_what_is_loaded()
         self._started = time.monotonic()
         for at_s, request in coming:
             await asyncio.sleep(self._started + at_s - time.monotonic())
+            self._offered.behind_ms.append((time.monotonic() - self._started - at_s) * 1000)
             calls.append(asyncio.create_task(self._ask(request)))
         await asyncio.gather(*calls)
         self._offered.goodput = self._num_good / (self._seconds - WARM_S)
@@ -81,6 +86,7 @@ class Offering:
             self._offered.codes[error.code().name] += 1
             if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED:
                 self._offered.refused_ms.append((time.monotonic() - asked) * 1000)
+                self._offered.refused_with[str(error.details())] += 1
                 self._offered.num_untold += not _tells_when(error)
         else:
             self._offered.codes["OK"] += 1
