@@ -42,6 +42,12 @@ class Heap:
         """Allocated from the system and not in use, whether given back or not."""
         return int(self._info().fordblks)
 
+    @property
+    def num_used_bytes(self) -> int:
+        """In use by this process's C code, and by Python where it allocates as C does."""
+        info = self._info()
+        return int(info.uordblks + info.hblkhd)
+
     def give_back(self) -> None:
         """If WORTH_BYTES have become free: what is free anyway costs time to look at."""
         num_free = self.num_free_bytes

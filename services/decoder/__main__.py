@@ -10,6 +10,7 @@ from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.collector import spare_what_is_loaded
 from services.common.heap import giving_back
+from services.common.kernel_caches import keep_few_kernels
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
@@ -55,6 +56,7 @@ def main() -> None:
     settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     configure_logging("decoder")
     keep_freed_memory()
+    keep_few_kernels()
     try:
         asyncio.run(run(settings))
     except CheckpointError as error:
