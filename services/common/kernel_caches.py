@@ -1,8 +1,8 @@
 """How many of its kernels oneDNN keeps.
 
-It makes one for each layer and number of rows, in a fraction of a millisecond, and prompts come in every length. Left to
-itself it keeps a thousand of them, and PyTorch as many descriptions of theirs, half a megabyte for each pair: a server
-would grow by hundreds of megabytes for as long as it meets new lengths.
+It makes one for each layer and number of rows, in a fraction of a millisecond, and prompts come in every length. Left
+to itself it keeps a thousand of them, and PyTorch as many descriptions of theirs, half a megabyte for each pair: a
+server would grow by hundreds of megabytes for as long as it meets new lengths.
 """
 
 import os
