@@ -7,6 +7,7 @@ one. On CUDA with flash-attn, flash_attention.py takes its place.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import torch
@@ -33,18 +34,19 @@ class StreamGroup:
 
     first: int
     last: int
+    longest: int
     blocks: torch.Tensor  # [rows * blocks per row]
-    mask: torch.Tensor | None  # [rows, 1, 1, blocks per row * block_size], added to the scores
+    mask: torch.Tensor | None  # [rows, 1, 1, longest], added to the scores; None when all are as long
 
-    def attend(self, queries: torch.Tensor, layer: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the outputs of this group's rows."""
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """The outputs of this group's rows."""
         num_rows, num_heads, head_dim = self.last - self.first, queries.shape[1], queries.shape[2]
         num_kv_heads = layer.shape[3]
-        gathered = layer.index_select(0, self.blocks).view(num_rows, -1, 2, num_kv_heads, head_dim)
-        keys, values = gathered.permute(2, 0, 3, 1, 4)
-        rows = queries[self.first : self.last].view(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        gathered = layer.index_select(0, self.blocks).view(num_rows, -1, 2, num_kv_heads, head_dim)[:, : self.longest]
+        keys, values = gathered.permute(2, 0, 3, 1, 4).unbind()
+        rows = queries[self.first : self.last].view(num_rows, num_kv_heads, -1, head_dim)
         attended = scaled_dot_product_attention(rows, keys, values, attn_mask=self.mask)
-        out[self.first : self.last] = attended.reshape(num_rows, num_heads, head_dim)
+        return attended.reshape(num_rows, num_heads, head_dim)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +59,15 @@ class PromptChunk:
     blocks: torch.Tensor  # [blocks]
     mask: torch.Tensor | None  # [rows, length], or None when the chunk starts the sequence
 
-    def attend(self, queries: torch.Tensor, layer: torch.Tensor, out: torch.Tensor) -> None:
-        """Write the outputs of this chunk's rows."""
+    def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
+        """The outputs of this chunk's rows."""
         num_kv_heads, head_dim = layer.shape[3:]
         gathered = layer.index_select(0, self.blocks).view(-1, 2, num_kv_heads, head_dim)[: self.length]
         keys, values = gathered.permute(1, 2, 0, 3).unsqueeze(1)
         rows = queries[self.first : self.last]
         if self.mask is not None and len(rows) <= MAX_FOLDED_TOKENS:
-            out[self.first : self.last] = attend_folded(rows, keys, values, self.mask)
-        else:
-            out[self.first : self.last] = attend_by_head(rows, keys, values, self.mask)
+            return attend_folded(rows, keys, values, self.mask)
+        return attend_by_head(rows, keys, values, self.mask)
 
 
 def attend_by_head(
@@ -107,19 +108,22 @@ class GatheredAttention:
             first += chunk.num_tokens
 
     def attend(self, queries: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
-        out = queries.new_empty(queries.shape)
-        for part in self._parts:
-            part.attend(queries, layer, out)
-        return out
+        attended = [part.attend(queries, layer) for part in self._parts]
+        return torch.cat(attended) if len(attended) > 1 else attended[0]
 
     def _group(self, chunks: Sequence[Chunk], first: int) -> StreamGroup:
-        num_blocks = -(-chunks[-1].end // self._block_size)
+        shortest, longest = chunks[0].end, chunks[-1].end
+        num_blocks = -(-longest // self._block_size)
         tables = [_table(chunk, num_blocks, self._block_size, self._padding_block) for chunk in chunks]
-        lengths = torch.tensor([chunk.end for chunk in chunks], device=self._device)
-        beyond = torch.arange(num_blocks * self._block_size, device=self._device) >= lengths[:, None]
+        blocks = torch.tensor(list(chain.from_iterable(tables)), device=self._device)
+        mask = self._mask([chunk.end for chunk in chunks]) if shortest < longest else None
+        return StreamGroup(first, first + len(chunks), longest, blocks, mask)
+
+    def _mask(self, lengths: list[int]) -> torch.Tensor:
+        """What hides the padding of streams of ascending lengths."""
+        beyond = torch.arange(lengths[-1], device=self._device) >= torch.tensor(lengths, device=self._device)[:, None]
         mask = torch.zeros(beyond.shape, dtype=self._dtype, device=self._device).masked_fill_(beyond, -torch.inf)
-        blocks = torch.tensor(tables, device=self._device).flatten()
-        return StreamGroup(first, first + len(chunks), blocks, mask[:, None, None] if bool(beyond.any()) else None)
+        return mask[:, None, None]
 
     def _prompt(self, chunk: Chunk, first: int) -> PromptChunk:
         num_blocks = -(-chunk.end // self._block_size)

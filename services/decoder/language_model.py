@@ -63,7 +63,7 @@ class LanguageModel:
         self.config = config
         self.weights = weights
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
-        self._inverse_frequency, self._axis = _rotary_tables(config, self.device)
+        self._signed_frequency, self._axis = _rotary_tables(config, self.device)
 
     @torch.inference_mode()
     def run(self, step: StepInput, cache: KVCache) -> torch.Tensor:
@@ -74,21 +74,19 @@ class LanguageModel:
             normed = self._norm(hidden, layer.input_norm)
             hidden += self._attention(layer, normed, rotation, step, cache.layer(index))
             hidden += _mlp(layer, self._norm(hidden, layer.post_norm))
-        hidden = self._norm(hidden[step.sampled_rows], self.weights.norm)
+        hidden = self._norm(hidden.index_select(0, step.sampled_rows), self.weights.norm)
         return self.weights.head(hidden).float()
 
     def _embed(self, step: StepInput) -> torch.Tensor:
-        hidden = self.weights.embedding[step.token_ids].to(self.dtype)
+        hidden = self.weights.embedding.index_select(0, step.token_ids).to(self.dtype)
         for media in step.media:
             hidden[media.first : media.first + len(media.rows)] = media.rows
         return hidden
 
     def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and signed sines [rows, 1, head_dim]; each frequency turns with the axis of its section."""
-        angles = positions[self._axis].T.float() * self._inverse_frequency
-        cos, sin = angles.cos(), angles.sin()
-        cos, sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
-        return cos.to(self.dtype)[:, None], sin.to(self.dtype)[:, None]
+        angles = positions.index_select(0, self._axis).T.float().mul_(self._signed_frequency)[:, None]
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return rms_norm(hidden, hidden.shape[-1:], None, self.config.rms_norm_eps).mul_(weight)
@@ -122,7 +120,8 @@ def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) ->
 
 
 def _rotary_tables(config: TextConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inverse frequencies [head_dim / 2], and the axis (0 time, 1 height, 2 width) each one turns with."""
+    """Frequencies [head_dim], the first half turning back, and the axis (0 time, 1 height, 2 width) of each."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
+    frequency = 1.0 / (config.rope_theta**exponents)
     axis = torch.repeat_interleave(torch.arange(3), torch.tensor(config.mrope_section))
-    return (1.0 / (config.rope_theta**exponents)).to(device), axis.to(device)
+    return torch.cat([-frequency, frequency]).to(device), axis.repeat(2).to(device)

@@ -4,6 +4,7 @@ Penalties first, then what must not come, then temperature, top_k, top_p and min
 seed, choice and step alone, so that a seeded answer is the same alone, in any batch, and after a preemption.
 """
 
+import math
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -36,7 +37,7 @@ class Sampler:
     def sample(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[Sample]:
         """One sample for each row of logits [rows, vocab] (fp32, overwritten)."""
         reported = _raw_logprobs(logits, sequences)
-        logits[:, self._forbidden] = -torch.inf
+        logits.index_fill_(1, self._forbidden, -torch.inf)
         _penalise(logits, sequences)
         _bias(logits, sequences)
         _forbid_early_stops(logits, sequences)
@@ -46,11 +47,9 @@ class Sampler:
         drawn = [row for row, sequence in enumerate(sequences) if not sequence.request.params.is_greedy]
         if drawn:
             tokens[drawn] = _draw(logits[drawn], [sequences[row] for row in drawn])
-        valid = torch.isfinite(top).tolist()
-        chosen = tokens.tolist()
         return [
-            Sample(token, _logprob(reported.get(row), token)) if ok else Sample(None)
-            for row, (token, ok) in enumerate(zip(chosen, valid, strict=True))
+            Sample(token, _logprob(reported.get(row), token)) if math.isfinite(value) else Sample(None)
+            for row, (token, value) in enumerate(zip(tokens.tolist(), top.tolist(), strict=True))
         ]
 
 

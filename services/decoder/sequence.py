@@ -246,12 +246,12 @@ class Sequence:
             self.counts.add(token_id)
 
     def positions(self, start: int, end: int) -> NDArray[np.int64]:
-        """Positions [3, end - start] of the tokens from `start` to `end`."""
+        """Positions [3, end - start] of the tokens from `start` to `end`, or [1, ...] where all three are the same."""
+        answer = np.arange(max(start, self.num_prompt_tokens), end)[None] + self.request.delta
+        if start >= self.num_prompt_tokens:
+            return answer
         prompt = self.request.positions[:, start : min(end, self.num_prompt_tokens)]
-        answer = np.arange(max(start, self.num_prompt_tokens), end) + self.request.delta
-        return (
-            prompt if not answer.size else np.concatenate([prompt, np.broadcast_to(answer, (3, answer.size))], axis=1)
-        )
+        return np.concatenate([prompt, np.broadcast_to(answer, (3, answer.size))], axis=1)
 
 
 class TokenCounts:
