@@ -92,13 +92,13 @@ class HalfLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        scale = _half_scale(weight)
+        scale = half_scale(weight)
         self._weight = torch.ops.quantized.linear_prepack_fp16(weight * scale, None if bias is None else bias * scale)
         self._unscale = 1 / scale
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
-        return product.mul_(self._unscale)
+        return product if self._unscale == 1.0 else product.mul_(self._unscale)
 
 
 class FewOrMany:
@@ -155,8 +155,16 @@ def fits_half(weight: torch.Tensor) -> bool:
     """Whether a float32 weight on the CPU is one of 16 bits, which `HalfLinear` loses nothing of."""
     if weight.dtype != torch.float32 or weight.device.type != "cpu" or not can_halve():
         return False
-    scaled = (part * _half_scale(weight) for part in torch.split(weight, CHECKED_ROWS))
+    scale = half_scale(weight)
+    scaled = (part * scale for part in torch.split(weight, CHECKED_ROWS))
     return all(bool((part.half() - part).abs().max() <= HALF_ERROR * 2**HALF_RANGE_BITS) for part in scaled)
+
+
+def half_scale(weight: torch.Tensor) -> float:
+    """The power of two that brings the largest weight to fp16's upper end, where small ones are still exact."""
+    low, high = weight.aminmax()
+    _, exponent = math.frexp(max(float(-low), float(high), SMALLEST))  # 0 of what is not finite
+    return 2.0 ** (HALF_RANGE_BITS - exponent)
 
 
 def product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -202,13 +210,6 @@ _IN_PLACE: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": lambda x: functional.silu(x, inplace=True),
     "relu": torch.relu_,
 }
-
-
-def _half_scale(weight: torch.Tensor) -> float:
-    """The power of two that brings the largest weight to fp16's upper end, where small ones are still exact."""
-    low, high = weight.aminmax()
-    _, exponent = math.frexp(max(float(-low), float(high), SMALLEST))  # 0 of what is not finite
-    return 2.0 ** (HALF_RANGE_BITS - exponent)
 
 
 def _runs(kind: type[PackedLinear | QuantizedLinear | HalfLinear], dtype: torch.dtype) -> bool:

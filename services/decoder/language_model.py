@@ -6,7 +6,7 @@ The network is `Qwen2VLTextModel` of transformers with its linears fused; result
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import rms_norm, silu
+from torch.nn.functional import silu
 
 from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
@@ -18,7 +18,7 @@ from services.decoder.kv_cache import KVCache
 class LayerWeights:
     """One decoder layer. `qkv` stacks queries, keys and values; `gate_up` stacks gate and up."""
 
-    input_norm: torch.Tensor  # [hidden]
+    input_norm: torch.Tensor  # [hidden]; the weights of a norm and of what reads it may differ by a factor
     qkv: Linear  # hidden -> (heads + 2 * kv_heads) * head_dim
     output: Linear  # heads * head_dim -> hidden
     post_norm: torch.Tensor  # [hidden]
@@ -63,6 +63,7 @@ class LanguageModel:
         self.config = config
         self.weights = weights
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
+        self._root_eps = torch.tensor(config.rms_norm_eps**0.5, device=self.device)
         self._signed_frequency, self._axis = _rotary_tables(config, self.device)
 
     @torch.inference_mode()
@@ -89,7 +90,10 @@ class LanguageModel:
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
 
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return rms_norm(hidden, hidden.shape[-1:], None, self.config.rms_norm_eps).mul_(weight)
+        """Rows over their root mean square; `rms_norm` does the same in twice as many operations."""
+        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
+        root_mean_square = length.mul_(self.config.hidden_size**-0.5).hypot_(self._root_eps)
+        return hidden.div(root_mean_square).mul_(weight).to(self.dtype)
 
     def _attention(
         self,

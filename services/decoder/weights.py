@@ -4,7 +4,7 @@ import torch
 from safetensors import safe_open
 
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
-from services.common.linear import Linear, Quantization, make_decoding_linear
+from services.common.linear import Linear, Quantization, half_scale, make_decoding_linear
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
 from services.decoder.unpack import PARTS, unpack
 
@@ -52,16 +52,28 @@ class _TensorReader:
         """Whether a layer's weight is stored, packed or not."""
         return f"{name}.weight" in self._places or self._is_packed(name)
 
-    def linear(self, names: list[str], num_columns: int, *, has_bias: bool = False) -> Linear:
-        """One linear layer out of several with the same input, stacked."""
-        weight = self._stack(names, [self._weight(name) for name in names], (num_columns,))
-        bias = self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
-        return make_decoding_linear(weight, bias, self._quantization, has_copy=self._has_copies)
+    def linear(self, name: str, num_columns: int) -> Linear:
+        """A linear layer without a bias."""
+        weight, _ = self._stacked_linear([name], num_columns)
+        return make_decoding_linear(weight, None, self._quantization, has_copy=self._has_copies)
 
-    def head(self, name: str, num_columns: int) -> Linear:
-        """The layer that gives logits: of a prompt it has one row."""
-        weight = self._stack([name], [self._weight(name)], (num_columns,))
-        return make_decoding_linear(weight, None, self._quantization, has_copy=False)
+    def normed_linear(
+        self, norm: str, names: list[str], num_columns: int, *, has_bias: bool = False, is_head: bool = False
+    ) -> tuple[torch.Tensor, Linear]:
+        """A norm's weight and the layer that reads what it gives; the head has one row of a prompt only."""
+        weight, bias = self._stacked_linear(names, num_columns, has_bias=has_bias)
+        scale = half_scale(weight) if self._dtype == torch.float32 else 1.0  # a power of two: nothing is lost
+        linear = make_decoding_linear(
+            weight.mul_(scale), bias, self._quantization, has_copy=self._has_copies and not is_head
+        )
+        return self.vector(norm).div_(scale), linear
+
+    def _stacked_linear(
+        self, names: list[str], num_columns: int, *, has_bias: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Weight and bias of one linear layer out of several with the same input."""
+        weight = self._stack(names, [self._weight(name) for name in names], (num_columns,))
+        return weight, self.stacked([f"{name}.bias" for name in names], ()) if has_bias else None
 
     def vector(self, name: str) -> torch.Tensor:
         """A vector in the model's dtype."""
@@ -116,23 +128,21 @@ def _read_weights(reader: _TensorReader, checkpoint: Checkpoint) -> ModelWeights
     if len(embedding) != config.vocab_size:
         raise CheckpointError(f"{checkpoint.path}: {len(embedding)} embeddings for {config.vocab_size} tokens")
     tied = config.tie_word_embeddings or not reader.has_linear("lm_head")
-    return ModelWeights(
-        embedding=embedding,
-        layers=tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers)),
-        norm=reader.vector("language.norm.weight"),
-        head=reader.head(name if tied else "lm_head", config.hidden_size),
-    )
+    layers = tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers))
+    head_name = name if tied else "lm_head"
+    norm, head = reader.normed_linear("language.norm.weight", [head_name], config.hidden_size, is_head=True)
+    return ModelWeights(embedding, layers, norm, head)
 
 
 def _read_layer(reader: _TensorReader, config: TextConfig, index: int) -> LayerWeights:
     prefix = f"language.layers.{index}."
     attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
     qkv = [f"{attention}{part}_proj" for part in ("q", "k", "v")]
+    gate_up = [f"{mlp}gate_proj", f"{mlp}up_proj"]
+    normed, hidden_size = reader.normed_linear, config.hidden_size
     return LayerWeights(
-        input_norm=reader.vector(f"{prefix}input_layernorm.weight"),
-        qkv=reader.linear(qkv, config.hidden_size, has_bias=True),
-        output=reader.linear([f"{attention}o_proj"], config.num_attention_heads * config.head_dim),
-        post_norm=reader.vector(f"{prefix}post_attention_layernorm.weight"),
-        gate_up=reader.linear([f"{mlp}gate_proj", f"{mlp}up_proj"], config.hidden_size),
-        down=reader.linear([f"{mlp}down_proj"], config.intermediate_size),
+        *normed(f"{prefix}input_layernorm.weight", qkv, hidden_size, has_bias=True),
+        reader.linear(f"{attention}o_proj", config.num_attention_heads * config.head_dim),
+        *normed(f"{prefix}post_attention_layernorm.weight", gate_up, hidden_size),
+        reader.linear(f"{mlp}down_proj", config.intermediate_size),
     )
