@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from time import monotonic
 
 import grpc
@@ -14,7 +15,7 @@ from services.common.errors import ServiceUnavailable
 from services.common.telemetry.spans import trace_metadata, traced
 
 from .caller import Caller
-from .encoding import MISS, PARTIAL, EncodeJob, Encoding, Write
+from .encoding import HIT, MISS, PARTIAL, EncodeJob, Encoding, Write, reference_to
 from .reach.kinds import Decoder, DecoderPool, DecoderStub
 from .reach.retries import Retries
 from .resume import Progress
@@ -28,8 +29,8 @@ TAKEN_S = 1.0
 
 @dataclass(slots=True)
 class DecodeJob:
-    """One prompt and the media it waits for. `media_cache` and `encode_s` are filled in as embeddings are sent, `begun`
-    when the decoder starts on the prompt.
+    """One prompt and the media it waits for. `media_cache` and `encode_s` are filled in as embeddings are found or
+    sent, `begun` when the decoder starts on the prompt.
 
     `decoder`: what it must run. `prefix`: what prompts that start alike have in common, so that they find its caches.
     """
@@ -91,6 +92,7 @@ class Decoding:
         feed = _Feed(job, self._encoding, writer.write_once_taken)
         responses = aiter(call)  # not `read`, which gives up at a failed write though the answer is there
         try:
+            await feed.look_up()
             with suppress(CallOverError):
                 await writer.write(Request(prompt=job.progress.continued(job.prompt)))
                 feed.start_all()
@@ -108,7 +110,7 @@ class Decoding:
             raise ServiceUnavailable("decoder", "the decoder ended its answer early")
         finally:
             call.cancel()
-            await feed.close()
+            await feed.stop()
 
 
 class CallOverError(Exception):
@@ -147,35 +149,49 @@ class _Writer:
 
 
 class _Feed:
-    """Sends each item's embeddings in a task of its own. A failed one fails whoever waits for the decoder."""
+    """Says in the prompt where embeddings are cached, and sends those of other items, each in a task of its own.
+
+    A task that fails fails whoever waits for the decoder.
+    """
 
     def __init__(self, job: DecodeJob, encoding: Encoding, write: Write) -> None:
         self._job = job
         self._encoding = encoding
         self._write = write
         self._started_at = monotonic()
-        self._tasks: dict[asyncio.Task[None], asyncio.Event] = {}
+        self._found: list[list[bytes] | None] = [None] * len(job.media)  # keys of slices that are cached
+        self._earlier = list(job.media_cache)  # of sends that were lost: what those encoded counts
+        self._tasks: set[asyncio.Task[None]] = set()
         self._task_of: dict[int, asyncio.Task[None]] = {}
 
-    def start_all(self) -> None:
-        """Start with every item; images of one request go in parallel."""
-        for index in range(len(self._job.media)):
-            self.start(index, inline=self._job.inline)
+    async def look_up(self) -> None:
+        """Find what is cached, and name it in the prompt of a decoder that reads that."""
+        job = self._job
+        if not job.inline and job.media:
+            self._found = await asyncio.gather(*(self._encoding.find_for(item) for item in job.media))
+        for index, keys in enumerate(self._found):
+            self._note(index, MISS if keys is None else HIT)
+            del job.prompt.media[index].slice_keys[:]  # of an earlier try
+            if job.decoder.accepts_slice_keys:
+                job.prompt.media[index].slice_keys.extend(keys or ())
+        job.encode_s = monotonic() - self._started_at
 
-    def start(self, index: int, *, inline: bool) -> None:
-        """Send one item's embeddings."""
-        is_noted = asyncio.Event()
-        task = self._task_of[index] = asyncio.create_task(self._send(index, is_noted, inline=inline))
-        self._tasks[task] = is_noted
+    def start_all(self) -> None:
+        """Start with every item that the prompt does not name; images of one request go in parallel."""
+        for index, placement in enumerate(self._job.prompt.media):
+            if not placement.slice_keys:
+                self._start(index, inline=self._job.inline)
 
     async def start_again(self, index: int) -> None:
         """Send an item's rows themselves, for the decoder has lost a reference; nothing else of it goes beside them."""
-        before = self._task_of[index]
-        if not before.done():
-            self._tasks.pop(before, None)
+        before = self._task_of.get(index)
+        if before is not None and not before.done():
+            self._tasks.discard(before)
             before.cancel()
             await asyncio.gather(before, return_exceptions=True)
-        self.start(index, inline=True)
+        self._found[index], self._earlier[index] = None, self._job.media_cache[index]
+        self._note(index, MISS)
+        self._start(index, inline=True)
 
     async def first_of(self, reading: Awaitable[Response | None]) -> Response | None:
         """What the decoder says next. Raises the error of an encode that fails meanwhile."""
@@ -191,18 +207,7 @@ class _Feed:
             read.cancel()
 
     async def stop(self) -> None:
-        """Cancel what is still on its way: a decoder that has the prompt from before needs none of it.
-
-        Look-ups are waited for, so that what is reported of them does not depend on who was faster.
-        """
-        for task, is_noted in self._tasks.items():
-            noted = asyncio.create_task(is_noted.wait())
-            await asyncio.wait({task, noted}, return_when=asyncio.FIRST_COMPLETED)
-            noted.cancel()
-        await self.close()
-
-    async def close(self) -> None:
-        """Cancel what is still on its way, now."""
+        """Cancel what is still on its way: a decoder that has the prompt from before needs none of it."""
         if self._tasks:
             for task in self._tasks:
                 task.cancel()
@@ -213,17 +218,23 @@ class _Feed:
         done = [task for task in self._tasks if task.done()]
         errors = [error for task in done if (error := task.exception()) is not None]
         for task in done:
-            del self._tasks[task]
+            self._tasks.discard(task)
         if errors:
             raise errors[0]
 
-    async def _send(self, index: int, is_noted: asyncio.Event, *, inline: bool) -> None:
-        earlier = self._job.media_cache[index]  # of a send whose reference was lost: that encode counts
+    def _note(self, index: int, result: content_pb2.CacheResult) -> None:
+        earlier = self._earlier[index]
+        self._job.media_cache[index] = earlier if earlier in (MISS, PARTIAL) else result
 
-        def note(result: content_pb2.CacheResult) -> None:
-            self._job.media_cache[index] = earlier if earlier in (MISS, PARTIAL) else result
-            is_noted.set()
+    def _start(self, index: int, *, inline: bool) -> None:
+        task = self._task_of[index] = asyncio.create_task(self._send(index, inline=inline))
+        self._tasks.add(task)
 
+    async def _send(self, index: int, *, inline: bool) -> None:
+        job, keys = self._job.media[index], self._found[index]
         with suppress(CallOverError):  # the decoder's own status says more
-            await self._encoding.send(self._job.media[index], self._write, note, inline=inline)
+            if keys is not None:
+                await self._write(reference_to(job, keys))
+            else:
+                await self._encoding.encode(job, self._write, partial(self._note, index), inline=inline)
         self._job.encode_s = monotonic() - self._started_at

@@ -77,31 +77,24 @@ class Encoding:
         complete = len(keys) == item.plan.grid[0] and all(await cache.has_slices(keys))
         return keys if complete else None
 
-    async def send(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
-        """Give the decoder one item's embeddings; `inline` sends the rows themselves.
+    async def find_for(self, job: EncodeJob) -> list[bytes] | None:
+        """The same of an item to be encoded, which then need not be."""
+        return await self.find(job.item, job.media_key, job.encoder.width, job.caller.tenant)
 
-        `note` is told where they come from: once after the look-up, before anything is sent, and again when the
-        encoder knows better.
+    async def encode(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
+        """Have an item encoded and give the decoder its embeddings; `inline` sends the rows themselves.
+
+        `note` is told when they turn out to have been cached. There is another try, elsewhere if possible, when the
+        encoder was lost; rows already sent are not sent again.
         """
-        if inline or not await self._send_reference(job, write, note):
-            note(MISS)
-            await self._encode(job, write, note, inline=inline)
-
-    async def _send_reference(self, job: EncodeJob, write: Write, note: Note) -> bool:
-        keys = await self.find(job.item, job.media_key, job.encoder.width, job.caller.tenant)
-        if keys is None:
-            return False
-        note(HIT)
-        await write(_reference(job, keys))
-        return True
-
-    async def _encode(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
-        """Another try, elsewhere if possible, when the encoder was lost. Rows already sent are not sent again."""
         rows, retries, tried = _Rows(job, write), Retries(self._encoders.budget), None
         while True:
             async with AsyncExitStack() as turn:
                 flight = _Flight() if job.no_store else await turn.enter_async_context(self._flights.of(job.media_key))
-                if flight.endpoint and not inline and rows.is_empty and await self._send_reference(job, write, note):
+                may_be_there = flight.endpoint and not inline and rows.is_empty
+                if may_be_there and (keys := await self.find_for(job)) is not None:
+                    note(HIT)
+                    await write(reference_to(job, keys))
                     return
                 picking = self._encoders.pick(job.media_key, job.encoder, avoid=tried, prefer=flight.endpoint)
                 tried = flight.endpoint = await job.caller.deadline.bound(picking)
@@ -193,7 +186,7 @@ class _Rows:
         if first_slice > next_slice or first_slice + len(keys) > self.job.num_slices or self._num_bytes:
             raise DiptychError(metadata={"service": "encoder"})
         if new := keys[next_slice - first_slice :]:
-            await self.write(_reference(self.job, new, next_slice))
+            await self.write(reference_to(self.job, new, next_slice))
             self._num_slices += len(new)
 
     async def _pass_on(self, response: "_Response") -> None:
@@ -288,7 +281,8 @@ def _require_fitting(manifest: encoder_service_pb2.Manifest, job: EncodeJob) -> 
         raise DiptychError(metadata={"service": "encoder"})
 
 
-def _reference(job: EncodeJob, slice_keys: Iterable[bytes], first_slice: int = 0) -> Message:
+def reference_to(job: EncodeJob, slice_keys: Iterable[bytes], first_slice: int = 0) -> Message:
+    """A message that names slices of an item in the shared cache."""
     reference = embedding_pb2.EmbeddingReference(media_index=job.index, slice_keys=slice_keys, first_slice=first_slice)
     return Message(reference=reference)
 

@@ -4,16 +4,18 @@ Rows are handed on as soon as they are there, so that a prompt is computed as fa
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import torch
-from diptych.v1 import decoder_service_pb2, embedding_pb2
+from diptych.v1 import decoder_service_pb2
 
 from services.common.cache import EmbeddingCache
 from services.common.chunk_wire import Chunk
+from services.common.embedding import Slice
 from services.decoder.embeddings import ItemRows, RowsFormat, refused
 
 READ_BYTES = 16 << 20  # of slices that are read at once
+THREAD_BYTES = 1 << 20  # from here on, checking and placing them leaves the event loop
 
 
 class EmbeddingIntake:
@@ -36,6 +38,12 @@ class EmbeddingIntake:
         self._open = set(range(len(forms)))
         self._items: dict[int, ItemRows] = {}
 
+    async def read_named(self, slice_keys: Sequence[Sequence[bytes]]) -> None:
+        """Read the items of which the prompt names all slices; of others there are no keys."""
+        for index, keys in enumerate(slice_keys):
+            if keys:
+                await self._read(index, 0, keys)
+
     async def run(self, messages: AsyncIterator[decoder_service_pb2.GenerateRequest | Chunk]) -> None:
         """Read messages until the caller closes its side. InvalidRequest if one does not fit or an item is left out."""
         async for message in messages:
@@ -43,7 +51,9 @@ class EmbeddingIntake:
             if isinstance(message, Chunk):
                 self._collect(message)
             elif message.HasField("reference"):
-                await self._resolve(message.reference)
+                reference = message.reference
+                index = self._check(reference.media_index, "reference")
+                await self._read(index, reference.first_slice, reference.slice_keys)
             elif message.HasField("prompt"):
                 raise refused("prompt", "was sent already", "CONFLICT")
             else:
@@ -51,15 +61,14 @@ class EmbeddingIntake:
         if self._open:
             raise refused(f"prompt.media[{min(self._open)}]", "its embeddings were not sent", "EMBEDDINGS_MISSING")
 
-    async def _resolve(self, reference: embedding_pb2.EmbeddingReference) -> None:
-        index = self._check(reference.media_index, "reference")
-        item, first, keys = self._item(index), reference.first_slice, list(reference.slice_keys)
-        if not item.wants(first, len(keys)):
+    async def _read(self, index: int, first_slice: int, keys: Sequence[bytes]) -> None:
+        item = self._item(index)
+        if not item.wants(first_slice, len(keys)):
             return
         num_together = max(1, READ_BYTES // self._forms[index].slice_bytes)
         for start in range(0, len(keys), num_together):
             slices = await self._cache.get_slices(keys[start : start + num_together])
-            if not await asyncio.to_thread(item.add_slices, slices):
+            if not await _added(slices, item):
                 item.expect_again()
                 self._missing(index)
                 return
@@ -89,3 +98,10 @@ class EmbeddingIntake:
         if index not in self._open:
             raise refused(f"{field}.media_index", f"item {index} is complete already", "CONFLICT")
         return index
+
+
+async def _added(slices: Sequence[Slice | None], item: ItemRows) -> bool:
+    """Whether they are what was needed, and so are now the item's."""
+    if sum(len(part.data) for part in slices if part is not None) >= THREAD_BYTES:
+        return await asyncio.to_thread(item.add_slices, slices)
+    return item.add_slices(slices)

@@ -83,7 +83,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
         cache = self._cache.of(prompt.tenant, prompt.epoch)
         feeding = asyncio.create_task(self._feed(requests, request, checked, stream, cache))
         try:
-            if checked.spans:
+            if not all(checked.slice_keys):
                 await context.send_initial_metadata(())  # taken: who sent rows before would lose a refusal amid a write
             async for response in stream:
                 await write(context, response, self._facts.slow_reader_timeout_s)
@@ -108,6 +108,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
             merge_size=self._rules.merge_size,
             quantization=self._facts.quantization,
             accepts_parts=True,
+            accepts_slice_keys=True,
             cache="redis" if self._cache.shared else "memory",
         )
 
@@ -230,6 +231,7 @@ class DecoderService(decoder_service_pb2_grpc.DecoderServiceServicer):
                         timeout.reschedule(clock() + patience_s)
 
                 intake = EmbeddingIntake(forms, cache, provide, stream.report_missing, note_progress)
+                await intake.read_named(checked.slice_keys)
                 await intake.run(requests)
         except TimeoutError:
             stream.fail(DeadlineExceeded("the embeddings did not arrive in time"))

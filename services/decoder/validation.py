@@ -43,6 +43,7 @@ class CheckedPrompt:
     token_ids: list[int]
     spans: list[Span]
     media_keys: list[bytes]
+    slice_keys: list[list[bytes]]  # of each item; none where its embeddings follow
     params: SamplingParams
     priority: int
     grammar: GrammarSource | None
@@ -66,7 +67,8 @@ def check_prompt(prompt: decoder_service_pb2.Prompt, rules: Rules, random_seed: 
         most = rules.max_context_tokens - max(params.max_tokens, 1)
         raise PromptTooLong(len(token_ids), max(most, 0), field="prompt.token_ids")
     keys = [item.media_key for item in prompt.media]
-    return CheckedPrompt(token_ids.tolist(), spans, keys, params, priority, grammar, resumed)
+    slice_keys = [list(item.slice_keys) for item in prompt.media]
+    return CheckedPrompt(token_ids.tolist(), spans, keys, slice_keys, params, priority, grammar, resumed)
 
 
 class _Problems:
@@ -94,6 +96,9 @@ def _check_media(prompt: decoder_service_pb2.Prompt, rules: Rules, problems: _Pr
         field, grid = f"prompt.media[{index}]", item.grid
         problems.unless(
             0 < len(item.media_key) <= MAX_KEY_BYTES, f"{field}.media_key", f"must be 1 to {MAX_KEY_BYTES} bytes"
+        )
+        problems.unless(
+            len(item.slice_keys) in {0, grid.t}, f"{field}.slice_keys", "must be one a slice, or none", "SIZE_MISMATCH"
         )
         problems.unless(item.kind in _KINDS, f"{field}.kind", "must be an image or a video", "REQUIRED")
         sides = {"t": grid.t, "h": grid.h, "w": grid.w}

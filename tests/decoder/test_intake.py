@@ -62,6 +62,31 @@ async def test_missing_reference(service: Service, mixed: Case) -> None:
     assert tokens[0] == service.model.generate(mixed, 12)
 
 
+async def test_a_prompt_names_its_slices(service: Service, mixed: Case) -> None:
+    """Embeddings of which nothing follows the prompt, one of them missing, whose chunks are taken instead."""
+    asked = prompt(mixed)
+    asked.prompt.media[0].slice_keys.extend((await put(service, mixed, 0)).reference.slice_keys)
+    asked.prompt.media[1].slice_keys.append(bytes(32))
+    call = service.stub.Generate(timeout=CALL_S)
+    await call.write(asked)
+    events = aiter(call)
+    assert await first_missing(events) == 1
+    for message in chunks(mixed, 1):
+        await call.write(message)
+    await call.done_writing()
+    tokens, _ = await collect(events)
+    assert tokens[0] == service.model.generate(mixed, 12)
+
+
+async def test_slices_are_named_all_or_none(service: Service, mixed: Case) -> None:
+    """Another number of keys than slices is refused at the item."""
+    asked = prompt(mixed)
+    asked.prompt.media[0].slice_keys.extend([bytes(32)] * 2)
+    error = await service.fails(asked)
+    assert isinstance(error, InvalidRequest)
+    assert [violation.field for violation in error.violations] == ["prompt.media[0].slice_keys"]
+
+
 def reference_to(whole: Message, first: int, count: int) -> Message:
     """Some slices of an item whose slices are all in the cache."""
     keys = whole.reference.slice_keys[first : first + count]

@@ -150,6 +150,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     scripts: Sequence[Sequence[int]] = ((),)
     cache: str = "memory"
     accepts_parts: bool = False  # as decoders did before there were parts
+    accepts_slice_keys: bool = False
     missing: set[int] = field(default_factory=set)
     num_failures: int = 0
     fail_after_tokens: int | None = None
@@ -191,7 +192,9 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             await self.may_refuse.wait()
             raise self.refusal
         if prompt.media:
-            self.rows, self.references = {}, {}
+            self.rows = {}
+            self.references = {i: list(item.slice_keys) for i, item in enumerate(prompt.media) if item.slice_keys}
+            assert self.accepts_slice_keys or not self.references
             await context.send_initial_metadata(())
         if self.num_failures and self.fail_after_tokens is None:
             self.num_failures -= 1
@@ -216,6 +219,9 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
         yield decoder_service_pb2.GenerateResponse(finished=finished)
 
     async def _embeddings(self, prompt: Any, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        for index in self.missing & self.references.keys():
+            del self.references[index]
+            yield self._missing(index)
         while not self.has_prompt and not all(self._is_complete(index, prompt) for index in range(len(prompt.media))):
             if (request := await anext(requests, None)) is None:
                 await asyncio.Event().wait()  # the gateway is leaving: the cancellation is on its way
@@ -230,15 +236,17 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             assert chunk.byte_offset == self._size(prompt.media[chunk.media_index], num_named) + len(before)
             self.rows[chunk.media_index] = before + chunk.data
         elif (index := request.reference.media_index) in self.missing:
-            self.missing.discard(index)
-            missing = decoder_service_pb2.EmbeddingMissing(media_index=index)
-            yield decoder_service_pb2.GenerateResponse(missing=missing)
+            yield self._missing(index)
         else:
             first = request.reference.first_slice
             named = self.references.get(index, [])[:first]  # others may ask for the same at the same time
             assert (len(named), index in self.rows) == (first, False)
             self.references[index] = [*named, *request.reference.slice_keys]
             assert self.accepts_parts or self._is_complete(index, prompt)
+
+    def _missing(self, index: int) -> decoder_service_pb2.GenerateResponse:
+        self.missing.discard(index)
+        return decoder_service_pb2.GenerateResponse(missing=decoder_service_pb2.EmbeddingMissing(media_index=index))
 
     def _is_complete(self, index: int, prompt: decoder_service_pb2.Prompt) -> bool:
         item, num_named = prompt.media[index], len(self.references.get(index, []))
@@ -266,6 +274,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
             merge_size=self.checkpoint.preprocessor.merge_size,
             cache=self.cache,
             accepts_parts=self.accepts_parts,
+            accepts_slice_keys=self.accepts_slice_keys,
         )
 
     async def GetLoad(self, _request: Any, _context: Context) -> Any:

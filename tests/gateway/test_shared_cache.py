@@ -24,12 +24,16 @@ def redis_url() -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.parametrize("named", [True, False])
 async def test_references_where_the_cache_is_shared(
-    model: Checkpoint, prompts: PromptBuilder, redis_url: str, png: bytes
+    model: Checkpoint, prompts: PromptBuilder, redis_url: str, *, named: bool
 ) -> None:
-    """What the encoder stored travels as a reference; what is cached is not encoded again."""
+    """What the encoder stored travels as a reference; what is cached is not encoded again, and named in the prompt of a
+    decoder that reads that.
+    """
+    png = picture(56, 56, shade=4 + named)
     async with staged(model, cache_url=redis_url) as stage:
-        stage.decoder.cache, stage.encoder.stored = "redis", True
+        stage.decoder.cache, stage.encoder.stored, stage.decoder.accepts_slice_keys = "redis", True, named
         stage.decoder.scripts = [script(prompts, "ok")]
         first = await stream(stage, says(content.Image(data=png)))
         assert first[-1].finished.media_cache == [content.CACHE_RESULT_MISS]
@@ -38,6 +42,8 @@ async def test_references_where_the_cache_is_shared(
         second = await stream(stage, says(content.Image(data=png)))
         assert second[-1].finished.media_cache == [content.CACHE_RESULT_HIT]
         assert len(stage.encoder.headers) == 1
+        assert stage.decoder.references == {0: [bytes(32)]}
+        assert [list(prompt.media[0].slice_keys) for prompt in stage.decoder.prompts] == [[], [bytes(32)] * named]
         explained = await stage.stub.Explain(pb.ExplainRequest(conversation=says(content.Image(data=png))), timeout=20)
         assert explained.media[0].cached == content.CACHE_RESULT_HIT
 
@@ -51,6 +57,23 @@ async def test_a_vanished_reference_is_encoded_once_more(
         stage.decoder.scripts, stage.decoder.missing = [script(prompts, "ok")], {0}
         response = await chat(stage, says(content.Image(data=picture(56, 56, shade=1))))
         assert response.choices[0].text == "ok"
+        assert [header.inline_embeddings for header in stage.encoder.headers] == [False, True]
+        assert stage.decoder.rows[0] == expected_rows(stage.encoder.headers[0], model)
+
+
+async def test_what_vanishes_after_the_look_up_is_encoded(
+    model: Checkpoint, prompts: PromptBuilder, redis_url: str
+) -> None:
+    """The prompt named it, the decoder does not find it: its rows follow, and it counts as encoded."""
+    image = content.Image(data=picture(56, 56, shade=6))
+    async with staged(model, cache_url=redis_url) as stage:
+        stage.decoder.cache, stage.decoder.accepts_slice_keys = "redis", True
+        stage.decoder.scripts = [script(prompts, "ok")]
+        await chat(stage, says(image))
+        await store(redis_url, stage.decoder.prompts[0], model)
+        stage.decoder.missing = {0}
+        events = await stream(stage, says(image))
+        assert events[-1].finished.media_cache == [content.CACHE_RESULT_MISS]
         assert [header.inline_embeddings for header in stage.encoder.headers] == [False, True]
         assert stage.decoder.rows[0] == expected_rows(stage.encoder.headers[0], model)
 

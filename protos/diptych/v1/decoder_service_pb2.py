@@ -27,7 +27,7 @@ from diptych.v1 import embedding_pb2 as diptych_dot_v1_dot_embedding__pb2
 from diptych.v1 import generation_pb2 as diptych_dot_v1_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n diptych/v1/decoder_service.proto\x12\ndiptych.v1\x1a\x18\x64iptych/v1/content.proto\x1a\x1a\x64iptych/v1/embedding.proto\x1a\x1b\x64iptych/v1/generation.proto\"\xa4\x01\n\x0fGenerateRequest\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.diptych.v1.PromptH\x00\x12\x33\n\treference\x18\x02 \x01(\x0b\x32\x1e.diptych.v1.EmbeddingReferenceH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.diptych.v1.EmbeddingChunkH\x00\x42\t\n\x07message\"\x91\x02\n\x06Prompt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12)\n\x05media\x18\x04 \x03(\x0b\x32\x1a.diptych.v1.MediaPlacement\x12*\n\ngeneration\x18\x05 \x01(\x0b\x32\x16.diptych.v1.Generation\x12\x19\n\x11\x63heckpoint_digest\x18\x06 \x01(\t\x12\x10\n\x08no_store\x18\x07 \x01(\x08\x12*\n\x07resumed\x18\x08 \x03(\x0b\x32\x19.diptych.v1.ResumedChoice\x12\r\n\x05\x65poch\x18\t \x01(\x0c\x12\x11\n\tunhurried\x18\n \x01(\x08\"\"\n\rResumedChoice\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"x\n\x0eMediaPlacement\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x1e\n\x04grid\x18\x02 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\x11\n\tmedia_key\x18\x03 \x01(\x0c\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.diptych.v1.MediaKind\"\xd4\x01\n\x10GenerateResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x16.diptych.v1.TokenDeltaH\x00\x12/\n\x07missing\x18\x02 \x01(\x0b\x32\x1c.diptych.v1.EmbeddingMissingH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.diptych.v1.GenerateFinishedH\x00\x12*\n\x05\x62\x65gun\x18\x04 \x01(\x0b\x32\x19.diptych.v1.GenerateBegunH\x00\x42\x07\n\x05\x65vent\"<\n\rGenerateBegun\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\"Z\n\nTokenDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.diptych.v1.TokenLogprob\"\'\n\x10\x45mbeddingMissing\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\"\xb5\x01\n\x10GenerateFinished\x12.\n\x04\x65nds\x18\x01 \x03(\x0b\x32 .diptych.v1.GenerateFinished.End\x1aq\n\x03\x45nd\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.diptych.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nnum_tokens\x18\x03 \x01(\rB\x10\n\x0e_stop_token_id\"\x1f\n\x1dGetDecoderCapabilitiesRequest\"\xe8\x01\n\x1eGetDecoderCapabilitiesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x06 \x01(\r\x12\x12\n\nmerge_size\x18\x07 \x01(\r\x12\r\n\x05\x63\x61\x63he\x18\x08 \x01(\t\x12\x14\n\x0cquantization\x18\t \x01(\t\x12\x15\n\raccepts_parts\x18\n \x01(\x08\"\x10\n\x0eGetLoadRequest\"\x9b\x01\n\x0fGetLoadResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x18\n\x10num_total_blocks\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\x04\"4\n\x13PurgeDecoderRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\"Q\n\x14PurgeDecoderResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x32\xe3\x02\n\x0e\x44\x65\x63oderService\x12I\n\x08Generate\x12\x1b.diptych.v1.GenerateRequest\x1a\x1c.diptych.v1.GenerateResponse(\x01\x30\x01\x12o\n\x16GetDecoderCapabilities\x12).diptych.v1.GetDecoderCapabilitiesRequest\x1a*.diptych.v1.GetDecoderCapabilitiesResponse\x12\x42\n\x07GetLoad\x12\x1a.diptych.v1.GetLoadRequest\x1a\x1b.diptych.v1.GetLoadResponse\x12Q\n\x0cPurgeDecoder\x12\x1f.diptych.v1.PurgeDecoderRequest\x1a .diptych.v1.PurgeDecoderResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n diptych/v1/decoder_service.proto\x12\ndiptych.v1\x1a\x18\x64iptych/v1/content.proto\x1a\x1a\x64iptych/v1/embedding.proto\x1a\x1b\x64iptych/v1/generation.proto\"\xa4\x01\n\x0fGenerateRequest\x12$\n\x06prompt\x18\x01 \x01(\x0b\x32\x12.diptych.v1.PromptH\x00\x12\x33\n\treference\x18\x02 \x01(\x0b\x32\x1e.diptych.v1.EmbeddingReferenceH\x00\x12+\n\x05\x63hunk\x18\x03 \x01(\x0b\x32\x1a.diptych.v1.EmbeddingChunkH\x00\x42\t\n\x07message\"\x91\x02\n\x06Prompt\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12)\n\x05media\x18\x04 \x03(\x0b\x32\x1a.diptych.v1.MediaPlacement\x12*\n\ngeneration\x18\x05 \x01(\x0b\x32\x16.diptych.v1.Generation\x12\x19\n\x11\x63heckpoint_digest\x18\x06 \x01(\t\x12\x10\n\x08no_store\x18\x07 \x01(\x08\x12*\n\x07resumed\x18\x08 \x03(\x0b\x32\x19.diptych.v1.ResumedChoice\x12\r\n\x05\x65poch\x18\t \x01(\x0c\x12\x11\n\tunhurried\x18\n \x01(\x08\"\"\n\rResumedChoice\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x8c\x01\n\x0eMediaPlacement\x12\x0e\n\x06offset\x18\x01 \x01(\r\x12\x1e\n\x04grid\x18\x02 \x01(\x0b\x32\x10.diptych.v1.Grid\x12\x11\n\tmedia_key\x18\x03 \x01(\x0c\x12#\n\x04kind\x18\x04 \x01(\x0e\x32\x15.diptych.v1.MediaKind\x12\x12\n\nslice_keys\x18\x05 \x03(\x0c\"\xd4\x01\n\x10GenerateResponse\x12(\n\x06tokens\x18\x01 \x01(\x0b\x32\x16.diptych.v1.TokenDeltaH\x00\x12/\n\x07missing\x18\x02 \x01(\x0b\x32\x1c.diptych.v1.EmbeddingMissingH\x00\x12\x30\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x1c.diptych.v1.GenerateFinishedH\x00\x12*\n\x05\x62\x65gun\x18\x04 \x01(\x0b\x32\x19.diptych.v1.GenerateBegunH\x00\x42\x07\n\x05\x65vent\"<\n\rGenerateBegun\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\"Z\n\nTokenDelta\x12\r\n\x05index\x18\x01 \x01(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12*\n\x08logprobs\x18\x03 \x03(\x0b\x32\x18.diptych.v1.TokenLogprob\"\'\n\x10\x45mbeddingMissing\x12\x13\n\x0bmedia_index\x18\x01 \x01(\r\"\xb5\x01\n\x10GenerateFinished\x12.\n\x04\x65nds\x18\x01 \x03(\x0b\x32 .diptych.v1.GenerateFinished.End\x1aq\n\x03\x45nd\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.diptych.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nnum_tokens\x18\x03 \x01(\rB\x10\n\x0e_stop_token_id\"\x1f\n\x1dGetDecoderCapabilitiesRequest\"\x84\x02\n\x1eGetDecoderCapabilitiesResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x19\n\x11\x63heckpoint_digest\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x1a\n\x12max_context_tokens\x18\x06 \x01(\r\x12\x12\n\nmerge_size\x18\x07 \x01(\r\x12\r\n\x05\x63\x61\x63he\x18\x08 \x01(\t\x12\x14\n\x0cquantization\x18\t \x01(\t\x12\x15\n\raccepts_parts\x18\n \x01(\x08\x12\x1a\n\x12\x61\x63\x63\x65pts_slice_keys\x18\x0b \x01(\x08\"\x10\n\x0eGetLoadRequest\"\x9b\x01\n\x0fGetLoadResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r\x12\x13\n\x0bnum_waiting\x18\x02 \x01(\r\x12\x17\n\x0fnum_used_blocks\x18\x03 \x01(\r\x12\x18\n\x10num_total_blocks\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\x04\"4\n\x13PurgeDecoderRequest\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x0c\"Q\n\x14PurgeDecoderResponse\x12\x12\n\nnum_blocks\x18\x01 \x01(\x04\x12\x12\n\nnum_values\x18\x02 \x01(\x04\x12\x11\n\tnum_bytes\x18\x03 \x01(\x04\x32\xe3\x02\n\x0e\x44\x65\x63oderService\x12I\n\x08Generate\x12\x1b.diptych.v1.GenerateRequest\x1a\x1c.diptych.v1.GenerateResponse(\x01\x30\x01\x12o\n\x16GetDecoderCapabilities\x12).diptych.v1.GetDecoderCapabilitiesRequest\x1a*.diptych.v1.GetDecoderCapabilitiesResponse\x12\x42\n\x07GetLoad\x12\x1a.diptych.v1.GetLoadRequest\x1a\x1b.diptych.v1.GetLoadResponse\x12Q\n\x0cPurgeDecoder\x12\x1f.diptych.v1.PurgeDecoderRequest\x1a .diptych.v1.PurgeDecoderResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,32 +40,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PROMPT']._serialized_end=572
   _globals['_RESUMEDCHOICE']._serialized_start=574
   _globals['_RESUMEDCHOICE']._serialized_end=608
-  _globals['_MEDIAPLACEMENT']._serialized_start=610
-  _globals['_MEDIAPLACEMENT']._serialized_end=730
-  _globals['_GENERATERESPONSE']._serialized_start=733
-  _globals['_GENERATERESPONSE']._serialized_end=945
-  _globals['_GENERATEBEGUN']._serialized_start=947
-  _globals['_GENERATEBEGUN']._serialized_end=1007
-  _globals['_TOKENDELTA']._serialized_start=1009
-  _globals['_TOKENDELTA']._serialized_end=1099
-  _globals['_EMBEDDINGMISSING']._serialized_start=1101
-  _globals['_EMBEDDINGMISSING']._serialized_end=1140
-  _globals['_GENERATEFINISHED']._serialized_start=1143
-  _globals['_GENERATEFINISHED']._serialized_end=1324
-  _globals['_GENERATEFINISHED_END']._serialized_start=1211
-  _globals['_GENERATEFINISHED_END']._serialized_end=1324
-  _globals['_GETDECODERCAPABILITIESREQUEST']._serialized_start=1326
-  _globals['_GETDECODERCAPABILITIESREQUEST']._serialized_end=1357
-  _globals['_GETDECODERCAPABILITIESRESPONSE']._serialized_start=1360
-  _globals['_GETDECODERCAPABILITIESRESPONSE']._serialized_end=1592
-  _globals['_GETLOADREQUEST']._serialized_start=1594
-  _globals['_GETLOADREQUEST']._serialized_end=1610
-  _globals['_GETLOADRESPONSE']._serialized_start=1613
-  _globals['_GETLOADRESPONSE']._serialized_end=1768
-  _globals['_PURGEDECODERREQUEST']._serialized_start=1770
-  _globals['_PURGEDECODERREQUEST']._serialized_end=1822
-  _globals['_PURGEDECODERRESPONSE']._serialized_start=1824
-  _globals['_PURGEDECODERRESPONSE']._serialized_end=1905
-  _globals['_DECODERSERVICE']._serialized_start=1908
-  _globals['_DECODERSERVICE']._serialized_end=2263
+  _globals['_MEDIAPLACEMENT']._serialized_start=611
+  _globals['_MEDIAPLACEMENT']._serialized_end=751
+  _globals['_GENERATERESPONSE']._serialized_start=754
+  _globals['_GENERATERESPONSE']._serialized_end=966
+  _globals['_GENERATEBEGUN']._serialized_start=968
+  _globals['_GENERATEBEGUN']._serialized_end=1028
+  _globals['_TOKENDELTA']._serialized_start=1030
+  _globals['_TOKENDELTA']._serialized_end=1120
+  _globals['_EMBEDDINGMISSING']._serialized_start=1122
+  _globals['_EMBEDDINGMISSING']._serialized_end=1161
+  _globals['_GENERATEFINISHED']._serialized_start=1164
+  _globals['_GENERATEFINISHED']._serialized_end=1345
+  _globals['_GENERATEFINISHED_END']._serialized_start=1232
+  _globals['_GENERATEFINISHED_END']._serialized_end=1345
+  _globals['_GETDECODERCAPABILITIESREQUEST']._serialized_start=1347
+  _globals['_GETDECODERCAPABILITIESREQUEST']._serialized_end=1378
+  _globals['_GETDECODERCAPABILITIESRESPONSE']._serialized_start=1381
+  _globals['_GETDECODERCAPABILITIESRESPONSE']._serialized_end=1641
+  _globals['_GETLOADREQUEST']._serialized_start=1643
+  _globals['_GETLOADREQUEST']._serialized_end=1659
+  _globals['_GETLOADRESPONSE']._serialized_start=1662
+  _globals['_GETLOADRESPONSE']._serialized_end=1817
+  _globals['_PURGEDECODERREQUEST']._serialized_start=1819
+  _globals['_PURGEDECODERREQUEST']._serialized_end=1871
+  _globals['_PURGEDECODERRESPONSE']._serialized_start=1873
+  _globals['_PURGEDECODERRESPONSE']._serialized_end=1954
+  _globals['_DECODERSERVICE']._serialized_start=1957
+  _globals['_DECODERSERVICE']._serialized_end=2312
 # @@protoc_insertion_point(module_scope)

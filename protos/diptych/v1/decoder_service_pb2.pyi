@@ -50,16 +50,18 @@ class ResumedChoice(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class MediaPlacement(_message.Message):
-    __slots__ = ("offset", "grid", "media_key", "kind")
+    __slots__ = ("offset", "grid", "media_key", "kind", "slice_keys")
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     GRID_FIELD_NUMBER: _ClassVar[int]
     MEDIA_KEY_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
+    SLICE_KEYS_FIELD_NUMBER: _ClassVar[int]
     offset: int
     grid: _content_pb2.Grid
     media_key: bytes
     kind: _content_pb2.MediaKind
-    def __init__(self, offset: _Optional[int] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ...) -> None: ...
+    slice_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, offset: _Optional[int] = ..., grid: _Optional[_Union[_content_pb2.Grid, _Mapping]] = ..., media_key: _Optional[bytes] = ..., kind: _Optional[_Union[_content_pb2.MediaKind, str]] = ..., slice_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("tokens", "missing", "finished", "begun")
@@ -117,7 +119,7 @@ class GetDecoderCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetDecoderCapabilitiesResponse(_message.Message):
-    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache", "quantization", "accepts_parts")
+    __slots__ = ("model", "checkpoint_digest", "width", "dtype", "vocab_size", "max_context_tokens", "merge_size", "cache", "quantization", "accepts_parts", "accepts_slice_keys")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
@@ -128,6 +130,7 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     CACHE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
     ACCEPTS_PARTS_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTS_SLICE_KEYS_FIELD_NUMBER: _ClassVar[int]
     model: str
     checkpoint_digest: str
     width: int
@@ -138,7 +141,8 @@ class GetDecoderCapabilitiesResponse(_message.Message):
     cache: str
     quantization: str
     accepts_parts: bool
-    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ..., accepts_parts: _Optional[bool] = ...) -> None: ...
+    accepts_slice_keys: bool
+    def __init__(self, model: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_context_tokens: _Optional[int] = ..., merge_size: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ..., accepts_parts: _Optional[bool] = ..., accepts_slice_keys: _Optional[bool] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
