@@ -1,5 +1,6 @@
 """Attention inside each temporal slice, by whatever kernel is fastest where it runs."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,49 +16,62 @@ except ImportError:
 
 # From here on oneDNN's products, head by head, make up for their calls: on AMD's processors they take two thirds of the
 # time of PyTorch's fused attention, whose products are MKL's.
-_LONG = 256
+_LONG = 384
 _QUERY_ROWS = 512  # at once: their scores stay in the processor's cache
+# Powers of two whose exponents are no larger keep far from float32's ends, sums and products with values included.
+_SAFE_EXPONENT = 64.0
 
 
-def attend(qkv: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-    """Attention inside each slice: `qkv` [n, 3, heads, head_dim] gives [n, heads, head_dim].
+def attend(heads: Tensor, groups: Sequence[tuple[int, int]], out: Tensor) -> None:
+    """Attention inside each slice, from queries, keys and values `heads` [3, heads, n, head_dim].
 
-    On CUDA one varlen kernel takes all slices where flash-attn is installed (untested: no CUDA where this was
-    written). Elsewhere slices of one length go together.
+    Fills `out` [n, heads, head_dim]. On CUDA one varlen kernel takes all slices where flash-attn is installed
+    (untested: no CUDA where this was written). Elsewhere slices of one length go together, but long ones alone.
     """
-    if qkv.is_cuda and flash_attn_varlen_func is not None and qkv.dtype != torch.float32:
-        return _attend_varlen(qkv, groups)
-    parts = torch.split(qkv, [num_slices * num_patches for num_slices, num_patches in groups])
-    mixed = [_attend_equal(part.view(*group, *part.shape[1:])) for part, group in zip(parts, groups, strict=True)]
-    return torch.cat(mixed) if len(mixed) > 1 else mixed[0]
+    if heads.is_cuda and flash_attn_varlen_func is not None and heads.dtype != torch.float32:
+        out.copy_(_attend_varlen(heads, groups))
+        return
+    by_head = heads.device.type == "cpu" and heads.dtype == torch.float32 and can_pack(heads.dtype)
+    sizes = [num_slices * num_patches for num_slices, num_patches in groups]
+    for part, mixed, group in zip(torch.split(heads, sizes, dim=2), torch.split(out, sizes), groups, strict=True):
+        if by_head and group[1] >= _LONG:
+            for own, rows in zip(torch.split(part, group[1], dim=2), torch.split(mixed, group[1]), strict=True):
+                _attend_by_head(own, rows)
+        else:
+            _attend_equal(part, group, mixed)
 
 
-def _attend_equal(qkv: Tensor) -> Tensor:
-    """`qkv` [slices, patches, 3, heads, head_dim] gives [slices * patches, heads, head_dim]."""
-    query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-    if qkv.device.type == "cpu" and qkv.shape[1] >= _LONG and qkv.dtype == torch.float32 and can_pack(qkv.dtype):
-        return _attend_by_head(query, key, value)
-    return functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(0, 1)
+def _attend_equal(heads: Tensor, group: tuple[int, int], out: Tensor) -> None:
+    num_heads, head_dim = heads.shape[1], heads.shape[3]
+    query, key, value = heads.view(3, num_heads, *group, head_dim).transpose(1, 2)
+    mixed = functional.scaled_dot_product_attention(query, key, value)
+    out.view(*group, num_heads, head_dim).copy_(mixed.transpose(1, 2))
 
 
-def _attend_varlen(qkv: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
+def _attend_varlen(heads: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
     lengths = [num_patches for num_slices, num_patches in groups for _ in range(num_slices)]
     starts = functional.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
-    starts = starts.to(qkv.device, non_blocking=True)
-    query, key, value = qkv.unbind(1)
+    starts = starts.to(heads.device, non_blocking=True)
+    query, key, value = heads.transpose(1, 2)
     out: Tensor = flash_attn_varlen_func(query, key, value, starts, starts, max(lengths), max(lengths))
     return out
 
 
-def _attend_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Each [slices, heads, patches, head_dim], float32; gives [slices * patches, heads, head_dim]."""
-    num_slices, num_heads, num_patches, head_dim = query.shape
-    query, key, value = query * head_dim**-0.5, key.contiguous(), value.transpose(2, 3).contiguous()
-    mixed = query.new_empty(num_slices, num_patches, num_heads, head_dim)
-    for index in range(num_slices):
-        for head in range(num_heads):
-            for start in range(0, num_patches, _QUERY_ROWS):
-                rows = slice(start, start + _QUERY_ROWS)
-                scores = product_of_rows(query[index, head, rows], key[index, head])
-                mixed[index, rows, head] = product_of_rows(functional.softmax(scores, dim=-1), value[index, head])
-    return mixed.flatten(0, 1)
+def _attend_by_head(heads: Tensor, out: Tensor) -> None:
+    """One slice, float32: `heads` [3, heads, patches, head_dim] fill `out` [patches, heads, head_dim].
+
+    A softmax to the base of two, whose exponential takes a quarter of the other's time here, divided by its sum only
+    once it is narrow. The maximum is subtracted only where it could matter: no score is larger than the longest query
+    times the longest key.
+    """
+    query, key, value = heads
+    scale = query.shape[-1] ** -0.5 * math.log2(math.e)
+    largest = query.norm(dim=-1).amax(dim=-1) * key.norm(dim=-1).amax(dim=-1) * scale
+    for head, is_safe in enumerate((largest <= _SAFE_EXPONENT).tolist()):  # NaN is not
+        for start in range(0, query.shape[1], _QUERY_ROWS):
+            rows = slice(start, start + _QUERY_ROWS)
+            scores = product_of_rows(query[head, rows] * scale, key[head])
+            if not is_safe:
+                scores.sub_(scores.amax(dim=-1, keepdim=True))
+            weights = scores.exp2_()
+            torch.div(product_of_rows(weights, value[head].T), weights.sum(dim=-1, keepdim=True), out=out[rows, head])

@@ -4,6 +4,7 @@ Follows transformers' `Qwen2VisionTransformerPretrainedModel` (models/qwen2_vl/m
 are the checkpoint's. Attention stays inside one temporal slice, which is why slices can be cached one by one.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,17 +18,25 @@ from services.encoder.attention import attend
 
 _NORM_EPS = 1e-6
 _ROPE_BASE = 10_000.0
-# rows that go through an MLP at once: its hidden layer is four times as wide as all else and would set the peak
-_MLP_ROWS = 4096
+# Values of an MLP's hidden layer that are computed at once: on the CPU what stays in the cache until the next product
+# reads it, elsewhere what does not set the peak of memory.
+_HIDDEN_IN_CACHE, _HIDDEN_IN_MEMORY = 5 << 19, 5 << 22
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How slices share one sequence: `num_slices` of `num_patches` each follow one another, group by group."""
+    """How slices share one sequence: `num_slices` of `num_patches` each follow one another, group by group.
+
+    `stretches` are its rows in parts that go through linear layers at once. `heads` [3, heads, n, head_dim] is where
+    each layer puts its queries, keys and values, and `mixed` [n, heads, head_dim] what attention makes of them.
+    """
 
     groups: tuple[tuple[int, int], ...]
     cos: Tensor
     sin: Tensor
+    stretches: tuple[slice, ...]
+    heads: Tensor
+    mixed: Tensor
 
 
 class VisionTransformer(nn.Module):
@@ -47,19 +56,24 @@ class VisionTransformer(nn.Module):
         packing = self._pack(grids)
         hidden = self.patch_embed(patches.to(self.merger.ln_q.weight.dtype))
         for block in self.blocks:
-            hidden = block(hidden, packing)
+            block(hidden, packing)
         merged: Tensor = self.merger(hidden)
         return merged
 
     def _pack(self, grids: Sequence[tuple[int, int]]) -> Packing:
+        config, like = self.config, self.merger.ln_q.weight
+        head_dim, num_rows = config.embed_dim // config.num_heads, sum(h * w for h, w in grids)
         runs = groupby(h * w for h, w in grids)
-        groups = tuple((len(list(run)), num_patches) for num_patches, run in runs)
-        head_dim = self.config.embed_dim // self.config.num_heads
-        device = self.merger.ln_q.weight.device
-        tables = [rotary_table(h, w, self.config.spatial_merge_size, head_dim) for h, w in grids]
-        cos = torch.cat([cos for cos, _ in tables]).to(device)
-        sin = torch.cat([sin for _, sin in tables]).to(device)
-        return Packing(groups, cos, sin)
+        tables = [rotary_table(h, w, config.spatial_merge_size, head_dim) for h, w in grids]
+        # taken once for all layers: the system clears blocks of this size each time that it gives them
+        return Packing(
+            groups=tuple((len(list(run)), num_patches) for num_patches, run in runs),
+            cos=torch.cat([cos for cos, _ in tables]).to(like.device),
+            sin=torch.cat([sin for _, sin in tables]).to(like.device),
+            stretches=_stretches(num_rows, int(config.embed_dim * config.mlp_ratio), like.device.type),
+            heads=like.new_empty(3, config.num_heads, num_rows, head_dim),
+            mixed=like.new_empty(num_rows, config.num_heads, head_dim),
+        )
 
 
 class Block(nn.Module):
@@ -73,15 +87,19 @@ class Block(nn.Module):
         self.attn = Attention(dim, config.num_heads)
         self.mlp = Mlp(dim, hidden_dim)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        hidden = self.attn(self.norm1(hidden), packing).add_(hidden)
-        for rows in torch.split(hidden, _MLP_ROWS):
-            rows.add_(self.mlp(self.norm2(rows)))
-        return hidden
+    def forward(self, hidden: Tensor, packing: Packing) -> None:
+        """Change `hidden` [n, dim] in place."""
+        for rows in packing.stretches:
+            self.attn.project(self.norm1(hidden[rows]), packing, rows)
+        attend(packing.heads, packing.groups, packing.mixed)
+        for rows in packing.stretches:
+            stretch = hidden[rows]
+            stretch.add_(self.attn.proj(packing.mixed[rows].flatten(1)))
+            stretch.add_(self.mlp(self.norm2(stretch)))
 
 
 class Attention(nn.Module):
-    """Full attention inside each slice, with two-dimensional rotary positions."""
+    """The linear layers before and after attention."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -89,11 +107,11 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, hidden: Tensor, packing: Packing) -> Tensor:
-        qkv = self.qkv(hidden).view(len(hidden), 3, self.num_heads, -1)
-        rotate_(qkv[:, :2], packing.cos, packing.sin)
-        mixed: Tensor = self.proj(attend(qkv, packing.groups).flatten(1))
-        return mixed
+    def project(self, stretch: Tensor, packing: Packing, rows: slice) -> None:
+        """Put queries and keys, with their two-dimensional rotary positions, and values into `packing.heads`."""
+        qkv = self.qkv(stretch).view(len(stretch), 3, self.num_heads, -1)
+        rotate_(qkv[:, :2], packing.cos[rows], packing.sin[rows])
+        packing.heads[:, :, rows] = qkv.permute(1, 2, 0, 3)
 
 
 class Mlp(nn.Module):
@@ -123,6 +141,13 @@ class Merger(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         out: Tensor = self.mlp(self.ln_q(hidden).view(-1, self._merged_dim))
         return out
+
+
+def _stretches(num_rows: int, hidden_dim: int, device_type: str) -> tuple[slice, ...]:
+    """As few and as equal as may be: a short rest would read all weights for a few rows."""
+    at_once = max(1, (_HIDDEN_IN_CACHE if device_type == "cpu" else _HIDDEN_IN_MEMORY) // hidden_dim)
+    size = math.ceil(num_rows / math.ceil(num_rows / at_once))
+    return tuple(slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
 
 
 def rotate_(pairs: Tensor, cos: Tensor, sin: Tensor) -> None:

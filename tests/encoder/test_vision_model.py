@@ -5,6 +5,7 @@ import torch
 from transformers import Qwen2VLForConditionalGeneration
 
 from services.common.checkpoint import Checkpoint
+from services.encoder import vision_model
 from services.encoder.vision_model import VisionTransformer
 from services.encoder.weights import load_vision
 from tests.checkpoints import CheckpointSpec, build_checkpoint
@@ -60,3 +61,12 @@ def test_a_slice_does_not_see_the_others(tmp_path: Path) -> None:
     together = model(patches, [(6, 6)] * 3)
     alone = torch.cat([model(part, [(6, 6)]) for part in torch.split(patches, 36)])
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+def test_rows_at_once_make_no_difference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linear layers take any number of rows at once: the embeddings are the same."""
+    model = load_vision(Checkpoint.open(str(build_checkpoint(tmp_path))), dtype="float32", device="cpu").model
+    patches = random_patches(model, 36 + 72)
+    at_once = model(patches, [(6, 6), (6, 12)])
+    monkeypatch.setattr(vision_model, "_HIDDEN_IN_CACHE", 25 * int(model.config.embed_dim * model.config.mlp_ratio))
+    torch.testing.assert_close(model(patches, [(6, 6), (6, 12)]), at_once, atol=1e-5, rtol=0)
