@@ -47,7 +47,7 @@ faults: $(VENV)/dev.stamp ## Breaks something every two seconds under 10,000 req
 
 soak: $(VENV)/dev.stamp ## Restarts, outages, crowds, cancels and deaths, each at full length
 	$(BIN)/pytest -m soak
-	$(BIN)/python -m tests.faults rolling redis herd deadlines decoder-killed encoder-killed slow-reader overload cancels
+	$(BIN)/python -m tests.faults rolling redis herd deadlines decoder-killed decoder-stopped encoder-killed slow-reader overload cancels
 
 fuzz: $(VENV)/dev.stamp ## A million mutated inputs for the parsers of outside bytes
 	$(BIN)/python -m tests.fuzz

@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import Field, FilePath, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from services.common.channels import KEEPALIVE_S
 from services.common.server import ServerSettings
 from services.common.settings import CommaSeparated, CommonSettings
 from services.common.workers.settings import WorkerSettings
@@ -151,6 +152,12 @@ class GatewaySettings(CommonSettings, ServerSettings, Limits, MediaDefaults, Fet
         default=300.0,
         ge=0,
         description="Seconds after which a client is asked to connect anew, and so to find new gateways; 0 is never.",
+    )
+    keepalive_s: float = Field(
+        default=KEEPALIVE_S,
+        gt=0,
+        description="Seconds after which an encoder or decoder that says nothing is pinged; when there is no answer in"
+        " as many again, its calls have failed.",
     )
     batch_concurrency: int = Field(default=16, gt=0, description="Conversations of one batch that run at once.")
     media_memory_bytes: int = Field(

@@ -50,7 +50,9 @@ async def open_pools(settings: GatewaySettings, resolver: Resolver = system_reso
         target = Target.parse(address)
 
         def open_one(address: str) -> grpc.aio.Channel:
-            return open_channel(address, credentials.read(), authority=target.authority)
+            return open_channel(
+                address, credentials.read(), authority=target.authority, keepalive_s=settings.keepalive_s
+            )
 
         return Pool(kind, target, open_one, resolver)
 

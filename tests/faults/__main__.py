@@ -40,6 +40,7 @@ PROOFS: dict[str, Proof] = {
     "herd": on_stage(crowds.prove_herd, 2, METRICS),
     "deadlines": on_stage(lambda found: crowds.prove_deadlines(found, MAX_REQUEST_S), 1, SHORT_REQUESTS),
     "decoder-killed": on_stage(deaths.prove_decoder, 2),
+    "decoder-stopped": on_stage(deaths.prove_stopped, 2),
     "encoder-killed": on_stage(deaths.prove_encoder, 2),
     "slow-reader": on_stage(slow_reader.prove, 1),
     "overload": on_stage(overload.prove, 1, overload.SETTINGS),

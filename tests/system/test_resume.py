@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,12 @@ import grpc
 import pytest
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
-from diptych.v1 import decoder_service_pb2, decoder_service_pb2_grpc
 from diptych.v1 import generation_pb2 as generation
 
-from cli.children import Child
 from cli.local_redis import LocalRedis
-from services.common.channels import open_channel
 from tests.exactness import cases
-from tests.harness import failure, gateway, wait_until
+from tests.harness import failure, gateway
+from tests.system.fleet import DECODERS, Fleet
 
 CONVERSATION = cases.user("", cases.picture(310), "Describe.").to_conversation()
 LONG = {"max_tokens": 200, "ignore_eos": True, "top_logprobs": 0, "resume": True}
@@ -31,51 +28,14 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass
-class Fleet:
-    """An encoder, two decoders and a gateway, each a process."""
-
-    common: dict[str, str]
-    folder: Path
-    children: dict[str, Child] = field(default_factory=dict)
-
-    def start(self, name: str, module: str, **settings: str) -> None:
-        """Start one; it need not listen yet."""
-        self.children[name] = Child(name, module, {**self.common, **settings}, self.folder)
-
-    def address(self, name: str) -> str:
-        """Wait until it listens."""
-        wait_until(lambda: self.children[name].address is not None, f"{name} listens", timeout_s=60)
-        return self.children[name].address or ""
-
-
 @pytest.fixture
 def fleet(checkpoint: Path, tmp_path: Path) -> Iterator[Fleet]:
     """All of them, with a Redis between them."""
     with LocalRedis() as redis:
-        common = {"DIPTYCH_MODEL": str(checkpoint), "DIPTYCH_THREADS": "1", "DIPTYCH_CACHE_URL": redis.url}
-        fleet = Fleet({**common, "DIPTYCH_DTYPE": "float32", "DIPTYCH_DECODER_KV_CACHE_TOKENS": "40000"}, tmp_path)
-        try:
-            for name in ("encoder", "decoder 1", "decoder 2"):
-                fleet.start(name, f"services.{name.split()[0]}")
-            decoders = ",".join(fleet.address(name) for name in ("decoder 1", "decoder 2"))
-            services = {"DIPTYCH_GATEWAY_ENCODER": fleet.address("encoder"), "DIPTYCH_GATEWAY_DECODER": decoders}
-            fleet.start("gateway", "gateway", **services)
+        common = {"DIPTYCH_MODEL": str(checkpoint), "DIPTYCH_CACHE_URL": redis.url}
+        with Fleet(common, tmp_path) as fleet:
+            fleet.start_all("services.encoder")
             yield fleet
-        finally:
-            for child in fleet.children.values():
-                child.kill()
-
-
-async def num_sequences(fleet: Fleet) -> dict[str, int]:
-    """How many each decoder works on."""
-    found = {}
-    for name in ("decoder 1", "decoder 2"):
-        async with open_channel(fleet.address(name)) as channel:
-            stub = decoder_service_pb2_grpc.DecoderServiceStub(channel)
-            load = await stub.GetLoad(decoder_service_pb2.GetLoadRequest(), timeout=10)
-            found[name] = load.num_running + load.num_waiting
-    return found
 
 
 async def follow(events: AsyncIterator[chat.StreamChatResponse], begun: asyncio.Event) -> chat.Finished:
@@ -109,10 +69,10 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
         mortal = {"max_tokens": 2000, "ignore_eos": True, "top_logprobs": 0}
         lost = asyncio.create_task(follow(stub.StreamChat(request(**mortal)), at_first := asyncio.Event()))
         await at_first.wait()
-        [victim] = [name for name, count in (await num_sequences(fleet)).items() if count]
+        [victim] = [name for name, count in (await fleet.num_sequences()).items() if count]
         answers = {way: asyncio.create_task(follow(stub.StreamChat(request(**WAYS[way])), begun[way])) for way in WAYS}
         await asyncio.gather(*(event.wait() for event in begun.values()))
-        assert (await num_sequences(fleet))[victim] > 3  # the rest has gone where there was less to do
+        assert (await fleet.num_sequences())[victim] > 3  # the rest has gone where there was less to do
         fleet.children[victim].kill()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await lost
@@ -126,7 +86,7 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
         again = asyncio.Event()
         last = asyncio.create_task(follow(stub.StreamChat(request(**WAYS["seeded"])), again))
         await again.wait()
-        [survivor] = {"decoder 1", "decoder 2"} - {victim}
+        [survivor] = {*DECODERS} - {victim}
         address = fleet.address(survivor)
         assert not last.done()
         fleet.children[survivor].kill()
