@@ -9,6 +9,7 @@ from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.collector import spare_what_is_loaded
+from services.common.grpc_batches import free_every_batch
 from services.common.heap import giving_back
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
@@ -34,6 +35,7 @@ def main() -> None:
     settings = parse_command_line(GatewaySettings, "The gateway: chat requests in, text out.")
     configure_logging("gateway")
     keep_freed_memory()
+    free_every_batch()
     try:
         asyncio.run(run(settings))
     except (CheckpointError, TemplateUnusableError, TokenizerError, ValueError, OSError) as error:

@@ -6,8 +6,10 @@ would be seen in the size of the process for good.
 
 import asyncio
 import ctypes
+import resource
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 from services.common.background import beside
@@ -35,7 +37,7 @@ class Heap:
         libc.mallinfo2.restype = _Mallinfo2
         self._info: Callable[[], _Mallinfo2] = libc.mallinfo2
         self._trim: Callable[[int], int] = libc.malloc_trim
-        self._lowest = self.num_free_bytes
+        self._lowest, self._smallest = self.num_free_bytes, resident_bytes()
 
     @property
     def num_free_bytes(self) -> int:
@@ -49,12 +51,21 @@ class Heap:
         return int(info.uordblks + info.hblkhd)
 
     def give_back(self) -> None:
-        """If WORTH_BYTES have become free: what is free anyway costs time to look at."""
+        """If WORTH_BYTES have become free, or the process has grown by them and may have grown into what was free.
+
+        The first is what a crowd leaves. Memory that was given back and used again is free as before, but resident.
+        """
         num_free = self.num_free_bytes
-        if num_free >= self._lowest + WORTH_BYTES:
+        has_grown = resident_bytes() >= self._smallest + WORTH_BYTES and num_free >= WORTH_BYTES
+        if has_grown or num_free >= self._lowest + WORTH_BYTES:
             self._trim(0)
-            self._lowest = num_free
-        self._lowest = min(self._lowest, num_free)
+            self._lowest, self._smallest = num_free, resident_bytes()
+        self._lowest, self._smallest = min(self._lowest, num_free), min(self._smallest, resident_bytes())
+
+
+def resident_bytes() -> int:
+    """Memory of this process that is not elsewhere."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 @asynccontextmanager

@@ -9,6 +9,7 @@ from services.common.allocator import keep_freed_memory
 from services.common.cache import configured_cache
 from services.common.checkpoint import Checkpoint, CheckpointError
 from services.common.collector import spare_what_is_loaded
+from services.common.grpc_batches import free_every_batch
 from services.common.heap import giving_back
 from services.common.kernel_caches import keep_few_kernels
 from services.common.logs import configure_logging
@@ -56,6 +57,7 @@ def main() -> None:
     settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     configure_logging("decoder")
     keep_freed_memory()
+    free_every_batch()
     keep_few_kernels()
     try:
         asyncio.run(run(settings))

@@ -6,6 +6,7 @@ import sys
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import CheckpointError
 from services.common.collector import spare_what_is_loaded
+from services.common.grpc_batches import free_every_batch
 from services.common.kernel_caches import keep_few_kernels
 from services.common.logs import configure_logging
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
@@ -39,6 +40,7 @@ def main() -> None:
     settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
     configure_logging("encoder")
     keep_freed_memory()
+    free_every_batch()
     keep_few_kernels()
     try:
         loaded = load_model(settings)
