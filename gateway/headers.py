@@ -1,28 +1,32 @@
 """What media files are, by their headers; a tenant's file that was looked into before is not looked into again."""
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Generic
 
 from services.common.cache import EmbeddingCache
-from services.common.cache.store import Removed
 from services.common.keys import Owner, header_key, tenant_key
-from services.common.media.headers import ImageHeader, VideoHeader
+from services.common.media.headers import HeaderT, ImageHeader, VideoHeader
 from services.common.media.reader import MediaReader
 
 from .template import MediaKind
 
-HeaderT = TypeVar("HeaderT", ImageHeader, VideoHeader)
+NewHeaders = Mapping[bytes, ImageHeader | VideoHeader]
 
-KEPT_BYTES = 1 << 20  # some 10,000 headers
+
+@dataclass(frozen=True, slots=True)
+class Found(Generic[HeaderT]):
+    """The headers of some files. `new`: for `Headers.keep`, by key; nothing where they were kept already."""
+
+    headers: list[HeaderT]
+    new: NewHeaders
 
 
 class Headers:
-    """Reads headers, and keeps what they say in `cache`, which is this process's own, for each tenant apart.
+    """Finds headers in the shared cache, for each tenant apart, or reads them. `digests` are the files' SHA-256.
 
-    `digests` are the SHA-256 of the files. With `no_store` nothing is left behind. Reading raises MediaError.
+    Reading raises MediaError.
     """
 
     def __init__(self, reader: MediaReader, cache: EmbeddingCache, secret: bytes) -> None:
@@ -30,31 +34,26 @@ class Headers:
         self._cache = cache
         self._secret = secret
 
-    async def images(
-        self, files: Sequence[bytes], digests: Sequence[bytes], owner: Owner, *, no_store: bool
-    ) -> list[ImageHeader]:
+    async def images(self, files: Sequence[bytes], digests: Sequence[bytes], owner: Owner) -> Found[ImageHeader]:
         """The header of each picture; `file_index` of an error tells which of them it is about."""
         keys = self._keys("image", digests, owner)
         if known := await self._known(ImageHeader, keys, owner):
-            return known
+            return Found(known, {})
         headers = await self._reader.probe_images(files, key=_stand_in(owner, digests))
-        if not no_store:
-            await self._keep(dict(zip(keys, headers, strict=True)), owner)
-        return headers
+        return Found(headers, dict(zip(keys, headers, strict=True)))
 
-    async def video(self, file: bytes, digest: bytes, owner: Owner, *, no_store: bool) -> VideoHeader:
+    async def video(self, file: bytes, digest: bytes, owner: Owner) -> Found[VideoHeader]:
         """The header of a container file."""
         keys = self._keys("video", [digest], owner)
         if known := await self._known(VideoHeader, keys, owner):
-            return known[0]
+            return Found(known, {})
         header = await self._reader.probe_video(file, key=_stand_in(owner, [digest]))
-        if not no_store:
-            await self._keep({keys[0]: header}, owner)
-        return header
+        return Found([header], {keys[0]: header})
 
-    async def purge(self, owner: Owner) -> Removed:
-        """Forget the tenant's files; from now on `owner.epoch` is its epoch."""
-        return await self._cache.of(owner.tenant).purge(owner.epoch) or Removed()
+    async def keep(self, new: NewHeaders, owner: Owner) -> None:
+        """Let later requests find what had to be read, as far as the tenant's quota has room."""
+        if new:
+            await self._cache.of(owner.tenant, owner.epoch, owner.max_cache_bytes).put_headers(new)
 
     def _keys(self, kind: MediaKind, digests: Sequence[bytes], owner: Owner) -> list[bytes]:
         key = tenant_key(self._secret, owner.tenant, owner.epoch)
@@ -62,13 +61,9 @@ class Headers:
 
     async def _known(self, form: type[HeaderT], keys: Sequence[bytes], owner: Owner) -> list[HeaderT] | None:
         """All of them, or None."""
-        found = await self._cache.of(owner.tenant).get_headers(keys)
-        headers = [form(**json.loads(header)) for header in found if header is not None]
+        found = await self._cache.of(owner.tenant).get_headers(keys, form)
+        headers = [header for header in found if header is not None]
         return headers if len(headers) == len(keys) else None
-
-    async def _keep(self, headers: Mapping[bytes, ImageHeader | VideoHeader], owner: Owner) -> None:
-        packed = {key: json.dumps(asdict(header)).encode() for key, header in headers.items()}
-        await self._cache.of(owner.tenant, owner.epoch).put_headers(packed)
 
 
 def _stand_in(owner: Owner, digests: Sequence[bytes]) -> bytes:

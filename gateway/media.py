@@ -18,7 +18,7 @@ from services.common.media.plan import MediaPlan, SizeOptions, VideoSampling, pl
 from services.common.media.rules import DEFAULT_MAX_FRAMES
 from services.common.telemetry.spans import traced
 
-from .headers import Headers
+from .headers import Headers, NewHeaders
 from .media_store import MediaStore
 from .settings import Limits, MediaDefaults
 from .sources import Source, Sources, refused
@@ -27,6 +27,7 @@ from .template import MediaKind
 ResultT = TypeVar("ResultT")
 
 _CONCURRENT_READS = 8  # of one request's media
+_THREAD_BYTES = 64 << 10  # from here on, hashing them leaves the event loop
 
 _KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND_VIDEO}
 
@@ -35,7 +36,8 @@ _KINDS = {"image": content_pb2.MEDIA_KIND_IMAGE, "video": content_pb2.MEDIA_KIND
 class MediaItem:
     """One item, in prompt order. `file_digests`: raw SHA-256 of each of `files`. `digest`: its name, "" for frames.
 
-    `named`: digests by which its request asked for files that were kept already.
+    `named`: digests by which its request asked for files that were kept already. `new_headers`: of files whose headers
+    were not.
     """
 
     field: str
@@ -43,6 +45,7 @@ class MediaItem:
     files: tuple[bytes, ...]
     file_digests: tuple[bytes, ...]
     digest: str
+    new_headers: NewHeaders
     named: frozenset[str] = frozenset()
 
     @property
@@ -98,7 +101,7 @@ class MediaLoader:
     @traced("fetch")
     async def load(self, conversation: content_pb2.Conversation, owner: Owner) -> list[MediaItem]:
         """The items in prompt order. Raises InvalidRequest with what is wrong with every one of them."""
-        budget = _Budget(owner, self._limits.max_request_media_bytes, no_store=conversation.no_store)
+        budget = _Budget(owner, self._limits.max_request_media_bytes)
         items = await _gather(
             [
                 self._load_image(f"{path}.image", part.image, budget)
@@ -110,7 +113,7 @@ class MediaLoader:
         return [replace(item, named=frozenset(budget.named)) for item in items]
 
     async def remember(self, items: Sequence[MediaItem], owner: Owner) -> None:
-        """Keep every file that the quota has room for, so that later requests can name it by its digest.
+        """Keep every file that the quota has room for, so that later requests can name it by its digest, and headers.
 
         Those that came from there are not written again: naming a file does not prolong its life.
         """
@@ -120,7 +123,9 @@ class MediaLoader:
             for digest, file in zip(item.file_digests, item.files, strict=True)
         }
         new = {digest: file for digest, (file, named) in files.items() if digest not in named}
-        await asyncio.gather(*(self._keep(owner, digest, file) for digest, file in new.items()))
+        headers = {key: header for item in items for key, header in item.new_headers.items()}
+        keeping = (self._keep(owner, digest, file) for digest, file in new.items())
+        await asyncio.gather(self._headers.keep(headers, owner), *keeping)
 
     async def _keep(self, owner: Owner, digest: str, file: bytes) -> None:
         with suppress(QuotaExceeded):  # the request has what it needs
@@ -140,9 +145,9 @@ class MediaLoader:
         size = _size(image, self._defaults.image_min_pixels, self._defaults.image_max_pixels)
         digests = await _digests([data])
         with _Blame(field):
-            [header] = await self._headers.images([data], digests, budget.owner, no_store=budget.no_store)
-            plan = plan_image(header, size, self._preprocessor)
-        return _item(field, plan, [data], digests)
+            found = await self._headers.images([data], digests, budget.owner)
+            plan = plan_image(found.headers[0], size, self._preprocessor)
+        return _item(field, plan, [data], digests, found.new)
 
     async def _load_video(self, field: str, video: content_pb2.Video, budget: "_Budget") -> MediaItem:
         if video.WhichOneof("source") == "frames":
@@ -150,19 +155,20 @@ class MediaLoader:
         data = await self._read(field, video, "video", budget)
         digests = await _digests([data])
         with _Blame(field):
-            header = await self._headers.video(data, digests[0], budget.owner, no_store=budget.no_store)
-            plan = plan_video(header, self._frame_size(video), self._sampling(video), self._preprocessor)
-        return _item(field, plan, [data], digests)
+            found = await self._headers.video(data, digests[0], budget.owner)
+            plan = plan_video(found.headers[0], self._frame_size(video), self._sampling(video), self._preprocessor)
+        return _item(field, plan, [data], digests, found.new)
 
     async def _load_frames(self, field: str, video: content_pb2.Video, budget: "_Budget") -> MediaItem:
         frames = [(f"{field}.frames.frames[{n}]", frame) for n, frame in enumerate(video.frames.frames)]
         files = await _gather([self._read(path, frame, "image", budget) for path, frame in frames])
         digests = await _digests(files)
         with _Blame(field, is_list=True):
-            headers = await self._headers.images(files, digests, budget.owner, no_store=budget.no_store)
-            plan = plan_frames(headers, self._frame_size(video), self._total_pixels(video), self._preprocessor)
+            found = await self._headers.images(files, digests, budget.owner)
+            plan = plan_frames(found.headers, self._frame_size(video), self._total_pixels(video), self._preprocessor)
         # nothing is sampled here: the list's own fps only says how it was made
-        return _item(field, replace(plan, sampled_fps=_optional(video, "fps")), files, digests, is_list=True)
+        plan = replace(plan, sampled_fps=_optional(video, "fps"))
+        return replace(_item(field, plan, files, digests, found.new), digest="")
 
     def _frame_size(self, video: content_pb2.Video) -> SizeOptions:
         return _size(video, self._defaults.video_min_pixels, self._defaults.video_max_pixels)
@@ -188,11 +194,10 @@ class MediaLoader:
 
 @dataclass(slots=True)
 class _Budget:
-    """What one request's media may still take, how many are read at once, and whether they leave something behind."""
+    """What one request's media may still take, and how many are read at once."""
 
     owner: Owner
     num_bytes: int
-    no_store: bool
     gate: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_CONCURRENT_READS))
     named: set[str] = field(default_factory=set)
 
@@ -231,13 +236,16 @@ class _Blame:
 
 
 async def _digests(files: Sequence[bytes]) -> tuple[bytes, ...]:
-    return await asyncio.to_thread(lambda: tuple(hashlib.sha256(file).digest() for file in files))
+    def digests() -> tuple[bytes, ...]:
+        return tuple(hashlib.sha256(file).digest() for file in files)
+
+    return digests() if sum(map(len, files)) < _THREAD_BYTES else await asyncio.to_thread(digests)
 
 
 def _item(
-    field: str, plan: MediaPlan, files: Sequence[bytes], digests: tuple[bytes, ...], *, is_list: bool = False
+    field: str, plan: MediaPlan, files: Sequence[bytes], digests: tuple[bytes, ...], new_headers: NewHeaders
 ) -> MediaItem:
-    return MediaItem(field, plan, tuple(files), digests, "" if is_list else f"sha256:{digests[0].hex()}")
+    return MediaItem(field, plan, tuple(files), digests, f"sha256:{digests[0].hex()}", new_headers)
 
 
 def _size(media: content_pb2.Image | content_pb2.Video, least: int | None, most: int | None) -> SizeOptions:

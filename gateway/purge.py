@@ -12,7 +12,6 @@ from services.common.cache.store import Removed
 from services.common.errors import DiptychError, ServiceUnavailable
 from services.common.keys import EPOCH_BYTES, Owner
 
-from .headers import Headers
 from .media_store import MediaStore
 from .reach.endpoint import Endpoint, InfoT, StubT
 from .reach.kinds import Pools
@@ -25,23 +24,22 @@ AnswerT = TypeVar("AnswerT", encoder_service_pb2.PurgeEncoderResponse, decoder_s
 class Purge:
     """Sets the tenant's new epoch, from which on nothing old is found, and empties every place of what there is."""
 
-    def __init__(self, cache: EmbeddingCache, store: MediaStore, headers: Headers, pools: Pools) -> None:
-        self._cache, self._store, self._headers, self._pools = cache, store, headers, pools
+    def __init__(self, cache: EmbeddingCache, store: MediaStore, pools: Pools) -> None:
+        self._cache, self._store, self._pools = cache, store, pools
 
     async def run(self, tenant: str) -> chat_service_pb2.PurgeMediaResponse:
         """What was removed. ServiceUnavailable when the shared cache has not done it all: the rest is done then."""
         owner = Owner(tenant, secrets.token_bytes(EPOCH_BYTES))
-        shared, files, headers, encoders, decoders = await asyncio.gather(
+        shared, local, encoders, decoders = await asyncio.gather(
             self._cache.of(tenant).purge(owner.epoch),
             self._store.purge_local(owner),
-            self._headers.purge(owner),
             self._purge_encoders(owner),
             self._purge_decoders(owner),
         )
         if shared is None:
             raise ServiceUnavailable("cache", "the shared cache has not removed everything; ask again")
         answered = [answer for answer in (*encoders, *decoders) if answer is not None]
-        removed = sum((Removed(answer.num_values, answer.num_bytes) for answer in answered), shared + files + headers)
+        removed = sum((Removed(answer.num_values, answer.num_bytes) for answer in answered), shared + local)
         return chat_service_pb2.PurgeMediaResponse(
             num_values=removed.num_values,
             num_bytes=removed.num_bytes,

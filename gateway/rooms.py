@@ -23,7 +23,7 @@ from .encoding import EncodeJob, Encoding
 from .epochs import Epochs
 from .fetch import Fetcher, FetchRules
 from .generation import GenerationRules
-from .headers import KEPT_BYTES, Headers
+from .headers import Headers
 from .media import MediaItem, MediaLoader
 from .media_store import MediaStore
 from .prompt import Prompt, PromptBuilder
@@ -49,19 +49,16 @@ class Rooms:
         self.prompts = open_prompts(checkpoint)
         self.cache = configured_cache(settings, telemetry.cache)
         self._secret = settings.cache_secret.get_secret_value().encode()
-        self.store = MediaStore(
-            self.cache, _local_cache(settings, settings.media_memory_bytes, telemetry.cache), self._secret
-        )
+        self.store = MediaStore(self.cache, _local_cache(settings, telemetry.cache), self._secret)
         self._workers = WorkerPool(JOBS_MODULE, settings)
         self._workers.start()
         self.quotas = _open_quotas(settings, self.metrics)
         self.epochs = Epochs(self.cache)
-        headers = Headers(MediaReader(self._workers), _local_cache(settings, KEPT_BYTES, telemetry.cache), self._secret)
-        self.purge = Purge(self.cache, self.store, headers, pools)
+        self.purge = Purge(self.cache, self.store, pools)
         self.media = MediaLoader(
             Sources(_source_rules(settings), self.store, self.metrics),
             self.store,
-            headers,
+            Headers(MediaReader(self._workers), self.cache, self._secret),
             checkpoint.preprocessor,
             settings,
             settings,
@@ -172,8 +169,8 @@ def _open_quotas(settings: GatewaySettings, metrics: GatewayMetrics) -> Quotas:
     return Quotas(default, settings.quotas_file, max_calls=settings.max_calls, refused=metrics.quota_refused)
 
 
-def _local_cache(settings: GatewaySettings, max_bytes: int, metrics: CacheMetrics) -> EmbeddingCache:
-    return open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=max_bytes, metrics=metrics)
+def _local_cache(settings: GatewaySettings, metrics: CacheMetrics) -> EmbeddingCache:
+    return open_cache("memory://", ttl_s=settings.cache_ttl_s, max_bytes=settings.media_memory_bytes, metrics=metrics)
 
 
 def _source_rules(settings: GatewaySettings) -> SourceRules:

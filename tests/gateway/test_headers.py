@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Sequence
 
 import pytest
+from diptych.v1 import content_pb2 as content
 
 from gateway.headers import Headers
 from services.common.cache.open import open_cache
@@ -12,7 +13,9 @@ from services.common.media.errors import MediaError
 from services.common.media.headers import ImageHeader, VideoHeader
 from services.common.media.probe import probe_image, probe_video
 from services.common.media.reader import MediaReader
+from tests.gateway.client import chat, says
 from tests.gateway.conftest import picture
+from tests.gateway.fakes import Stage
 
 ACME = Owner("acme")
 
@@ -42,9 +45,11 @@ def headers(reader: CountingReader) -> Headers:
     return Headers(reader, open_cache("memory://", ttl_s=60, max_bytes=1 << 20), b"secret")
 
 
-async def images(headers: Headers, *files: bytes, owner: Owner = ACME, no_store: bool = False) -> list[ImageHeader]:
-    digests = [hashlib.sha256(file).digest() for file in files]
-    return await headers.images(files, digests, owner, no_store=no_store)
+async def images(headers: Headers, *files: bytes, owner: Owner = ACME) -> list[ImageHeader]:
+    """What a request finds that keeps what is new."""
+    found = await headers.images(files, [hashlib.sha256(file).digest() for file in files], owner)
+    await headers.keep(found.new, owner)
+    return found.headers
 
 
 async def test_a_picture_is_read_once(headers: Headers, reader: CountingReader, png: bytes) -> None:
@@ -59,47 +64,34 @@ async def test_a_picture_is_read_once(headers: Headers, reader: CountingReader, 
 async def test_a_video_is_read_once(headers: Headers, reader: CountingReader, mp4: bytes) -> None:
     """The same bytes sent as a picture are read as one, and refused."""
     digest = hashlib.sha256(mp4).digest()
-    read = [await headers.video(mp4, digest, ACME, no_store=False) for _ in range(2)]
-    assert read == [probe_video(mp4)] * 2
+    for _ in range(2):
+        found = await headers.video(mp4, digest, ACME)
+        assert found.headers == [probe_video(mp4)]
+        await headers.keep(found.new, ACME)
     assert reader.num_read == 1
     with pytest.raises(MediaError):
         await images(headers, mp4)
 
 
-async def test_tenants_share_nothing(headers: Headers, reader: CountingReader, png: bytes) -> None:
-    """What one has sent is read for another as if nobody had."""
-    await images(headers, png)
-    await images(headers, png, owner=Owner("globex"))
+async def test_tenants_share_no_headers(headers: Headers, reader: CountingReader, png: bytes) -> None:
+    """What one has sent is read for another as if nobody had; nor is it found from before a purge."""
+    for owner in (ACME, Owner("globex"), Owner(ACME.tenant, bytes(EPOCH_BYTES))):
+        await images(headers, png, owner=owner)
+    assert reader.num_read == 3
+
+
+async def test_what_is_over_the_quota_is_read_again(headers: Headers, reader: CountingReader, png: bytes) -> None:
+    """Nothing is kept then, and nothing else changes."""
+    for _ in range(2):
+        await images(headers, png, owner=Owner("acme", max_cache_bytes=1))
     assert reader.num_read == 2
 
 
-async def test_no_store_reads_and_leaves_nothing(headers: Headers, reader: CountingReader, png: bytes) -> None:
-    """It is read each time, unless it was kept before."""
-    for _ in range(2):
-        await images(headers, png, no_store=True)
-    await images(headers, png)
-    assert reader.num_read == 3
-    await images(headers, png, no_store=True)
-    assert reader.num_read == 3
-
-
-async def test_a_purge_forgets_a_tenants_files(headers: Headers, reader: CountingReader, png: bytes) -> None:
-    """And what a request that began before it has read; another tenant's are kept."""
-    other, purged = Owner("globex"), Owner(ACME.tenant, bytes(EPOCH_BYTES))
-    for owner in (ACME, other):
-        await images(headers, png, owner=owner)
-    assert (await headers.purge(purged)).num_values == 1
-    for owner in (ACME, purged, other):
-        await images(headers, png, owner=owner)
-    assert reader.num_read == 4
-    assert (await headers.purge(purged)).num_values == 1  # the one of `purged` itself
-
-
-async def test_headers_are_bounded(reader: CountingReader, png: bytes) -> None:
-    """The least recently used go first."""
-    headers = Headers(reader, open_cache("memory://", ttl_s=60, max_bytes=200), b"secret")
-    await images(headers, png)
-    for side in (56, 84, 112):
-        await images(headers, picture(side, side))
-    await images(headers, png)
-    assert reader.num_read == 5
+@pytest.mark.parametrize("no_store", [False, True])
+async def test_no_store_leaves_no_headers(stage: Stage, png: bytes, *, no_store: bool) -> None:
+    """What a request without it has read is found by the next one, and nothing of one with it."""
+    conversation = says(content.Image(data=png))
+    conversation.no_store = no_store
+    await chat(stage, conversation)
+    found = await stage.rooms.media.load(conversation, Owner("default"))
+    assert bool(found[0].new_headers) == no_store

@@ -38,9 +38,9 @@ async def workers() -> AsyncIterator[WorkerPool]:
 
 @pytest.fixture
 def make_loader(model: Checkpoint, workers: WorkerPool) -> MakeLoader:
-    caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(3)]
+    caches = [open_cache("memory://", ttl_s=60, max_bytes=1 << 20) for _ in range(2)]
     store = MediaStore(caches[0], caches[1], b"")
-    headers = Headers(MediaReader(workers), caches[2], b"")
+    headers = Headers(MediaReader(workers), caches[0], b"")
 
     def make(
         rules: SourceRules | None = None, limits: Limits | None = None, defaults: MediaDefaults | None = None

@@ -108,7 +108,7 @@ async def test_anothers_digest_is_like_one_of_nothing(closed: Stack, neighbours:
 
 
 async def test_a_purge_empties_every_tier(neighbours: Neighbours) -> None:
-    """Slice, manifest and file in Redis, slice in encoder and decoder, header in the gateway; others keep theirs."""
+    """Slice, manifest, file and its header in Redis, slice in encoder and decoder; other tenants keep theirs."""
     conversation = picture()
     for stub in (neighbours.third, neighbours.spy):
         await asked(stub, conversation)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self, TypeVar
 
 import structlog
@@ -31,6 +32,7 @@ from services.common.embedding import (
 )
 from services.common.errors import QuotaExceeded
 from services.common.keys import EPOCH_BYTES, digest_of, tenant_tag, upload_key
+from services.common.media.headers import HeaderT, ImageHeader, VideoHeader, pack_header, unpack_header
 from services.common.seal import Seal
 
 THREAD_BYTES = 4 << 20  # from here on, packing and verifying leave the event loop
@@ -52,7 +54,7 @@ class CacheStats:
 
 
 class EmbeddingCache:
-    """Manifests by media key, slices by slice key, and uploaded media by digest. No method raises for the store.
+    """Manifests by media key, slices by slice key, media by digest, and headers. No method raises for the store.
 
     A value belongs to the tenant that `of` has named. With a seal it is stored sealed for that tenant; one that does
     not open does not verify. `copies`: what this process keeps of the slices that it reads. `clock` is Unix time.
@@ -160,13 +162,13 @@ class EmbeddingCache:
 
         return (await self._get([self._name("media", upload_key(tenant_key, digest))], verified))[0]
 
-    async def put_headers(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Keep what headers say, by header key."""
-        return await self._put({self._name("header", key): header for key, header in headers.items()})
+    async def put_headers(self, headers: Mapping[bytes, ImageHeader | VideoHeader]) -> bool:
+        """Keep what files' headers say, by header key."""
+        return await self._put_within({self._name("header", key): pack_header(one) for key, one in headers.items()})
 
-    async def get_headers(self, header_keys: Sequence[bytes]) -> list[bytes | None]:
-        """One entry a key, None where it is not kept."""
-        return await self._get([self._name("header", key) for key in header_keys], bytes)
+    async def get_headers(self, header_keys: Sequence[bytes], kind: type[HeaderT]) -> list[HeaderT | None]:
+        """One entry a key, None where it is not cached."""
+        return await self._get([self._name("header", key) for key in header_keys], partial(unpack_header, kind=kind))
 
     async def epoch(self) -> bytes | None:
         """What the tenant's last purge has set; empty when none was within the time to live, None when unknown."""

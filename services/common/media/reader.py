@@ -1,24 +1,21 @@
 """Reads media in worker processes. What comes back is believed only as far as it is checked here."""
 
 import asyncio
-import math
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, fields
-from typing import Any, Final, TypeGuard, TypeVar
+from dataclasses import asdict
+from typing import Any, Final, TypeGuard
 
 import numpy as np
 
 from services.common.media.errors import MediaError
 from services.common.media.frames import DecodePlan, Frames, Pixels
-from services.common.media.headers import ImageHeader, VideoHeader
+from services.common.media.headers import HeaderT, ImageHeader, VideoHeader, checked_header
 from services.common.workers.errors import JobRefused, WorkerCrashed, WorkerError
 from services.common.workers.files import BLOCKING_BYTES, FileBundle
 from services.common.workers.pool import WorkerPool
 from services.common.workers.worker import Answer, Job, Order
-
-HeaderT = TypeVar("HeaderT", ImageHeader, VideoHeader)
 
 JOBS_MODULE: Final = "services.common.media.jobs"
 
@@ -117,13 +114,10 @@ def _are_places(places: object, count: int, num_distinct: int) -> TypeGuard[list
 
 
 def _header(values: dict[str, Any], kind: type[HeaderT]) -> HeaderT:
-    """A header whose fields are of their types, and numbers above zero."""
-    for field in fields(kind):
-        value = values.get(field.name)
-        wanted = (int, float) if field.type is float else field.type
-        if not isinstance(value, wanted) or (not isinstance(value, str) and not 0 < value < math.inf):  # type: ignore[arg-type]
-            raise _nonsense()
-    return kind(**{field.name: values[field.name] for field in fields(kind)})
+    try:
+        return checked_header(values, kind)
+    except ValueError as error:
+        raise _nonsense() from error
 
 
 def _nonsense() -> WorkerCrashed:
