@@ -48,10 +48,9 @@ def _told(counts: Counter[str]) -> str:
 
 
 def _part(stage: Stage) -> None:
-    """The gateway and who calls it on one core, encoder and decoder on another, as if on machines of their own."""
-    cores = sorted(os.sched_getaffinity(0))
-    for replica in stage.fleet.all:
-        pin(replica.pid, cores[0] if replica in stage.fleet.gateways else cores[-1])
+    """Encoder and decoder on one core: the gateway and who calls it find the other one free, as on other machines."""
+    for replica in (*stage.fleet.encoders, *stage.fleet.decoders):
+        pin(replica.pid, max(os.sched_getaffinity(0)))
 
 
 async def _offer(stage: Stage, rate: float, seconds: float) -> Offered:
@@ -63,7 +62,6 @@ async def _offer(stage: Stage, rate: float, seconds: float) -> Offered:
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, cwd=ROOT, env={**os.environ, "DIPTYCH_TOKEN": token}
     )
-    pin(process.pid, min(os.sched_getaffinity(0)))
     output, _ = await process.communicate()
     assert process.returncode == 0, f"the load generator exited with {process.returncode}"
     found = json.loads(output)
