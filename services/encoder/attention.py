@@ -18,8 +18,9 @@ except ImportError:
 # time of PyTorch's fused attention, whose products are MKL's.
 _LONG = 384
 _QUERY_ROWS = 512  # at once: their scores stay in the processor's cache
-# Powers of two whose exponents are no larger keep far from float32's ends, sums and products with values included.
-_SAFE_EXPONENT = 64.0
+# Up to here, on either side of zero, exponents of two need no maximum subtracted: 2^14 such powers do not overflow, and
+# 2^14 that are lost below 2^-126 are less than the last of a sum's 24 bits.
+_SAFE_EXPONENT = 126.0 - 24 - 14
 
 
 def attend(heads: Tensor, groups: Sequence[tuple[int, int]], out: Tensor) -> None:
