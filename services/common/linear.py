@@ -94,11 +94,11 @@ class HalfLinear:
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
         scale = half_scale(weight)
         self._weight = torch.ops.quantized.linear_prepack_fp16(weight * scale, None if bias is None else bias * scale)
-        self._unscale = 1 / scale
+        self._unscale = None if scale == 1.0 else torch.tensor(1 / scale)  # a Python number would take twice the time
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
-        return product if self._unscale == 1.0 else product.mul_(self._unscale)
+        return product if self._unscale is None else product.mul_(self._unscale)
 
 
 class FewOrMany:

@@ -116,12 +116,13 @@ class KVCache:
         heads = (config.num_key_value_heads, config.head_dim)
         shape = (config.num_hidden_layers, num_blocks + 1, block_size, 2, *heads)
         self.memory = _zeros(shape, dtype, device)
+        self._layers = self.memory.unbind()
         self.block_size = block_size
         self.padding_block = num_blocks
 
     def layer(self, index: int) -> torch.Tensor:
         """Keys and values of one layer `[num_blocks + 1, block_size, 2, kv_heads, head_dim]`."""
-        return self.memory[index]
+        return self._layers[index]
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Overwrite blocks with zeros."""

@@ -63,6 +63,8 @@ class LanguageModel:
         self.config = config
         self.weights = weights
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
+        # Tensors: a Python number is made into one, of another type, each time that it is used.
+        self._share = torch.tensor(config.hidden_size**-0.5, device=self.device)
         self._root_eps = torch.tensor(config.rms_norm_eps**0.5, device=self.device)
         self._signed_frequency, self._axis = _rotary_tables(config, self.device)
 
@@ -92,7 +94,7 @@ class LanguageModel:
     def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Rows over their root mean square; `rms_norm` does the same in twice as many operations."""
         length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-        root_mean_square = length.mul_(self.config.hidden_size**-0.5).hypot_(self._root_eps)
+        root_mean_square = length.mul_(self._share).hypot_(self._root_eps)
         return hidden.div(root_mean_square).mul_(weight).to(self.dtype)
 
     def _attention(
