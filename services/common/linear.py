@@ -71,11 +71,13 @@ class QuantizedLinear:
         self._scales = weight.abs().amax(dim=1).clamp_min_(SMALLEST) / WEIGHT_LEVELS
         self._weight = torch.ops.onednn.qlinear_prepack((weight / self._scales[:, None]).round_().to(torch.int8), None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
+        # Tensors: a Python number is made into one, of another type, each time that it is used.
+        self._row_levels, self._row_zero = torch.tensor(float(ROW_LEVELS)), torch.tensor(float(ROW_ZERO))
         self._bias = bias
 
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        scales = rows.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST) / ROW_LEVELS
-        levels = (rows / scales).round_().add_(ROW_ZERO).to(torch.uint8)
+        scales = rows.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST).div_(self._row_levels)
+        levels = (rows / scales).round_().add_(self._row_zero).to(torch.uint8)
         product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
             *(levels, 1.0, ROW_ZERO),
             *(self._weight, self._scales, self._zeros),
