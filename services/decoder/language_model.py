@@ -12,6 +12,7 @@ from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
 from services.decoder.attention import AttentionPlan
 from services.decoder.kv_cache import KVCache
+from services.decoder.norm import RmsNorm
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,7 @@ class LanguageModel:
         self.config = config
         self.weights = weights
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
-        # Tensors: a Python number is made into one, of another type, each time that it is used.
-        self._share = torch.tensor(config.hidden_size**-0.5, device=self.device)
-        self._root_eps = torch.tensor(config.rms_norm_eps**0.5, device=self.device)
+        self._norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.device)
         self._signed_frequency, self._axis = _rotary_tables(config, self.device)
 
     @torch.inference_mode()
@@ -90,12 +89,6 @@ class LanguageModel:
         """Cosines and signed sines [rows, 1, head_dim]; each frequency turns with the axis of its section."""
         angles = positions.index_select(0, self._axis).T.float().mul_(self._signed_frequency)[:, None]
         return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
-
-    def _norm(self, hidden: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Rows over their root mean square; `rms_norm` does the same in twice as many operations."""
-        length = torch.linalg.vector_norm(hidden, dim=-1, keepdim=True, dtype=torch.float32)
-        root_mean_square = length.mul_(self._share).hypot_(self._root_eps)
-        return hidden.div(root_mean_square).mul_(weight).to(self.dtype)
 
     def _attention(
         self,
