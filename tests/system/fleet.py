@@ -18,6 +18,7 @@ class Fleet:
 
     def __init__(self, common: dict[str, str], folder: Path) -> None:
         few = {"DIPTYCH_THREADS": "1", "DIPTYCH_DTYPE": "float32", "DIPTYCH_DECODER_KV_CACHE_TOKENS": NUM_KV_TOKENS}
+        few["DIPTYCH_CACHE_TIMEOUT_S"] = "2"  # a late look-up is a miss, which is not what is tested
         self._common, self._folder = {**few, **common}, folder
         self.children: dict[str, Child] = {}
 

@@ -50,7 +50,7 @@ async def test_no_store_leaves_nothing_behind(stack: Stack) -> None:
     assert kept.cache == [content.CACHE_RESULT_MISS]
     assert kept.finished.usage.num_cached_tokens == 0
     assert first.token_ids == second.token_ids == kept.token_ids
-    assert len(stored_keys(stack) - before) == 3  # its slice, its manifest and the file
+    assert len(stored_keys(stack) - before) == 4  # its slice, its manifest, the file and its header
 
 
 async def purge(stack: Stack) -> chat.PurgeMediaResponse:

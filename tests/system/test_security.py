@@ -48,7 +48,7 @@ async def test_a_closed_system_answers_its_callers_alone(
         assert stack.redis is not None
         with Redis.from_url(stack.redis.url) as redis:
             values = [bytes(redis.get(name)) for name in redis.scan_iter("diptych:*")]
-        assert len(values) == 6  # of each tenant a slice, a manifest and the file
+        assert len(values) == 8  # of each tenant a slice, a manifest, the file and its header
         assert all(value.startswith(b"DpSe") for value in values)
         assert ClientSettings().token.get_secret_value() not in "".join(
             child.log.read_text() for child in stack.children.values()

@@ -63,8 +63,9 @@ class DecoderServiceServicer:
 
     def Generate(self, request_iterator, context):
         """Generates from one prompt. In: the prompt, then the embeddings of each media item whose place in the cache it does
-        not name, by reference or in chunks, in any order of items. Out: `begun`, token events, then `finished` once and last; `missing` may come before or after
-        `begun`, since the prompt's text is worked on while embeddings are on their way.
+        not name, by reference or in chunks, in any order of items. Out: `begun`, token events, then `finished` once and
+        last; `missing` may come before or after `begun`, since the prompt's text is worked on while embeddings are on their
+        way.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
