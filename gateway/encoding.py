@@ -62,7 +62,7 @@ class Encoding:
         self._encoders = encoders
         self._cache = cache
         self._flights = _Flights()
-        self._suspects = Suspects()
+        self._suspects = Suspects(encoders)
 
     @traced("cache")
     async def find(self, item: MediaItem, media_key: bytes, width: int, tenant: str) -> list[bytes] | None:

@@ -43,11 +43,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[StubT, InfoT]):
-    """A service as its callers know it. `describe` asks what it runs, `measure` how busy it is; each may fail."""
+    """A service as its callers know it.
+
+    `describe` asks what it runs and what the process calls itself ("" if it does not), `measure` how busy it is; each
+    may fail.
+    """
 
     name: str
     make_stub: Callable[[grpc.aio.Channel], StubT]
-    describe: Callable[[StubT, float], Awaitable[InfoT]]
+    describe: Callable[[StubT, float], Awaitable[tuple[InfoT, str]]]
     measure: Callable[[StubT, float], Awaitable[Load]]
 
 
@@ -61,13 +65,18 @@ class Status(Enum):
 
 
 class Endpoint(Generic[StubT, InfoT]):
-    """Watches one address. `info` is what it last said of itself over the present connection, `lost` set at its end."""
+    """Watches one address.
+
+    `info` is what it last said of itself over the present connection, with `instance` the name of its process; `lost`
+    is set at the connection's end.
+    """
 
     def __init__(
         self, kind: Kind[StubT, InfoT], address: str, channel: grpc.aio.Channel, on_change: Callable[[], None]
     ) -> None:
         self.address = address
         self.info: InfoT | None = None
+        self.instance = ""
         self.breaker = CircuitBreaker()
         self.lost = asyncio.Event()
         self.lost.set()
@@ -154,7 +163,7 @@ class Endpoint(Generic[StubT, InfoT]):
             self.lost = asyncio.Event()
             self._polling = asyncio.create_task(self._poll())
         elif self._state is ready:  # whoever answers here next may run something else
-            self.info, self._load = None, Load()
+            self.info, self.instance, self._load = None, "", Load()
             self.lost.set()
             self._stop_polling()
         self._state = state
@@ -172,19 +181,20 @@ class Endpoint(Generic[StubT, InfoT]):
 
     async def _probe(self) -> None:
         try:
-            info = await self._kind.describe(self.stub, PROBE_TIMEOUT_S)
+            info, instance = await self._kind.describe(self.stub, PROBE_TIMEOUT_S)
             load = await self._kind.measure(self.stub, PROBE_TIMEOUT_S)
         except grpc.aio.AioRpcError as error:
             self._has_failed_probe = True
             self.breaker.failed()
             log.info("probe failed", kind=self._kind.name, address=self.address, code=error.code().name)
         else:
-            self._learn(info, load)
+            self._learn(info, instance, load)
         self._on_change()
 
-    def _learn(self, info: InfoT, load: Load) -> None:
+    def _learn(self, info: InfoT, instance: str, load: Load) -> None:
         if info != self.info:
             log.info("endpoint described", kind=self._kind.name, address=self.address, digest=info.checkpoint_digest)
-        self.info, self._load, self._num_calls_then = info, load, self._num_calls
+        self.info, self.instance = info, instance
+        self._load, self._num_calls_then = load, self._num_calls
         self._has_failed_probe = False
         self.breaker.probed()

@@ -75,16 +75,18 @@ async def _renew(pools: Pools, credentials: WatchedFiles[grpc.ChannelCredentials
             pools.decoders.renew()
 
 
-async def _describe_encoder(stub: EncoderStub, timeout_s: float) -> Encoder:
+async def _describe_encoder(stub: EncoderStub, timeout_s: float) -> tuple[Encoder, str]:
     request = encoder_service_pb2.GetEncoderCapabilitiesRequest()
     found: Encoder = await stub.GetEncoderCapabilities(request, timeout=timeout_s)
-    return found
+    instance = found.instance
+    found.ClearField("instance")  # what it runs is compared with what others run
+    return found, instance
 
 
-async def _describe_decoder(stub: DecoderStub, timeout_s: float) -> Decoder:
+async def _describe_decoder(stub: DecoderStub, timeout_s: float) -> tuple[Decoder, str]:
     request = decoder_service_pb2.GetDecoderCapabilitiesRequest()
     found: Decoder = await stub.GetDecoderCapabilities(request, timeout=timeout_s)
-    return found
+    return found, ""
 
 
 async def _no_load(_stub: EncoderStub, _timeout_s: float) -> Load:

@@ -1,6 +1,7 @@
 """From settings to a service that is ready: load, then wire together."""
 
 import os
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -128,4 +129,5 @@ def _capabilities(
         preprocessing=pre.version,
         max_patches=settings.max_item_patches,
         cache=cache,
+        instance=secrets.token_hex(8),
     )

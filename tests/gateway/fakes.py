@@ -2,6 +2,7 @@
 # ruff: noqa: N802 -- gRPC's own names
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
     fail_after: int | None = None
     error: Exception | None = None
     digest: str = ""
+    instance: str = field(default_factory=lambda: secrets.token_hex(8))
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     headers: list[encoder_service_pb2.EncodeHeader] = field(default_factory=list)
     files: list[bytes] = field(default_factory=list)
@@ -132,6 +134,7 @@ class FakeEncoder(encoder_service_pb2_grpc.EncoderServiceServicer):
             preprocessing=pre.version,
             max_patches=4096,
             cache="memory",
+            instance=self.instance,
         )
 
 

@@ -93,7 +93,7 @@ class GetEncoderCapabilitiesRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetEncoderCapabilitiesResponse(_message.Message):
-    __slots__ = ("model", "vision_digest", "checkpoint_digest", "width", "dtype", "patch_size", "merge_size", "temporal_patch_size", "preprocessing", "max_patches", "cache", "quantization")
+    __slots__ = ("model", "vision_digest", "checkpoint_digest", "width", "dtype", "patch_size", "merge_size", "temporal_patch_size", "preprocessing", "max_patches", "cache", "quantization", "instance")
     MODEL_FIELD_NUMBER: _ClassVar[int]
     VISION_DIGEST_FIELD_NUMBER: _ClassVar[int]
     CHECKPOINT_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -106,6 +106,7 @@ class GetEncoderCapabilitiesResponse(_message.Message):
     MAX_PATCHES_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     model: str
     vision_digest: str
     checkpoint_digest: str
@@ -118,7 +119,8 @@ class GetEncoderCapabilitiesResponse(_message.Message):
     max_patches: int
     cache: str
     quantization: str
-    def __init__(self, model: _Optional[str] = ..., vision_digest: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., patch_size: _Optional[int] = ..., merge_size: _Optional[int] = ..., temporal_patch_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., max_patches: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ...) -> None: ...
+    instance: str
+    def __init__(self, model: _Optional[str] = ..., vision_digest: _Optional[str] = ..., checkpoint_digest: _Optional[str] = ..., width: _Optional[int] = ..., dtype: _Optional[str] = ..., patch_size: _Optional[int] = ..., merge_size: _Optional[int] = ..., temporal_patch_size: _Optional[int] = ..., preprocessing: _Optional[str] = ..., max_patches: _Optional[int] = ..., cache: _Optional[str] = ..., quantization: _Optional[str] = ..., instance: _Optional[str] = ...) -> None: ...
 
 class PurgeEncoderRequest(_message.Message):
     __slots__ = ("tenant", "epoch")

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from diptych.v1 import chat_service_pb2 as pb
 from diptych.v1 import content_pb2 as content
+from diptych.v1.encoder_service_pb2_grpc import add_EncoderServiceServicer_to_server
 
+from gateway.reach import suspects
 from services.common.checkpoint import Checkpoint
 from tests.gateway.client import GREEDY, IMAGE_FIELD, failing, says
 from tests.gateway.conftest import picture
@@ -117,16 +119,20 @@ async def test_a_retry_goes_to_another_decoder(model: Checkpoint) -> None:
 class Deadly(FakeEncoder):
     """Dies of its first image."""
 
-    server: grpc.aio.Server
+    server: grpc.aio.Server | None
 
     async def _answer(self, header: Any, _context: Any) -> Any:
+        assert self.server is not None
         self.dying = asyncio.create_task(self.server.stop(0))
         await asyncio.Event().wait()
         yield header
 
 
-async def test_an_image_that_kills_two_encoders_does_not_kill_a_third(model: Checkpoint) -> None:
+async def test_an_image_that_kills_two_encoders_does_not_kill_a_third(
+    model: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is refused at its field, at once the next time, and the third encoder lives and works."""
+    monkeypatch.setattr(suspects, "RETURN_S", 0.3)
     deadly = [Deadly(model) for _ in range(3)]
     async with crowded(model, deadly, [FakeDecoder(model)]) as crowd:
         for encoder, server in zip(deadly, crowd.servers, strict=True):
@@ -136,6 +142,46 @@ async def test_an_image_that_kills_two_encoders_does_not_kill_a_third(model: Che
             assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
             assert fields == {IMAGE_FIELD: "ENCODER_LOST"}
         assert sorted(len(encoder.headers) for encoder in deadly) == [0, 1, 1]
+
+
+class CutOff(Deadly):
+    """Loses its connections at its first image, and takes new ones; as another process if it is `reborn`."""
+
+    address: str
+    reborn = False
+
+    async def _answer(self, header: Any, context: Any) -> Any:
+        if self.server is not None:
+            self.dying = asyncio.create_task(self._be_cut_off(self.server))
+            self.server = None
+            await asyncio.Event().wait()
+        async for response in FakeEncoder._answer(self, header, context):
+            yield response
+
+    async def _be_cut_off(self, server: grpc.aio.Server) -> None:
+        await server.stop(0)
+        self.instance += "again" if self.reborn else ""
+        self.successor = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        add_EncoderServiceServicer_to_server(self, self.successor)
+        self.successor.add_insecure_port(self.address)
+        await self.successor.start()
+
+
+@pytest.mark.parametrize("reborn", [False, True])
+async def test_encoders_that_were_only_cut_off_do_not_count(model: Checkpoint, *, reborn: bool) -> None:
+    """An image whose two tries were cut off is answered when it comes again; refused if the encoders died meanwhile."""
+    encoders = [CutOff(model), CutOff(model)]
+    async with crowded(model, encoders, [FakeDecoder(model)]) as crowd:
+        for encoder, server, endpoint in zip(encoders, crowd.servers, crowd.pools.encoders.endpoints, strict=True):
+            encoder.server, encoder.address, encoder.reborn = server, endpoint.address.removeprefix("ipv4:"), reborn
+        code, reason, _, _ = await failing(chat(crowd, says(IMAGES[0])))
+        if reborn:
+            assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
+        else:
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "ENCODER_UNAVAILABLE")
+            await chat(crowd, says(IMAGES[0]))
+        assert [len(encoder.headers) for encoder in encoders].count(1) == (2 if reborn else 1)
+        await asyncio.gather(*(encoder.successor.stop(0) for encoder in encoders))
 
 
 def without_weights(model: Checkpoint, folder: Path) -> Checkpoint:
