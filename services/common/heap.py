@@ -15,7 +15,7 @@ from typing import Final
 from services.common.background import beside
 
 PERIOD_S = 5.0
-WORTH_BYTES: Final = 8 << 20
+WORTH_BYTES: Final = 4 << 20
 
 
 class _Mallinfo2(ctypes.Structure):

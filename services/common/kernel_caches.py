@@ -8,8 +8,8 @@ server would grow by hundreds of megabytes for as long as it meets new lengths.
 import os
 from typing import Final
 
-# A kernel counts twice, inside its layer's and alone. Enough for the last dozen lengths.
-NUM_DESCRIPTIONS: Final = 48
+# A kernel counts twice, inside its layer's and alone. Enough for the last half dozen lengths.
+NUM_DESCRIPTIONS: Final = 32
 CAPACITIES: Final = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": 2 * NUM_DESCRIPTIONS,
     "LRU_CACHE_CAPACITY": NUM_DESCRIPTIONS,  # PyTorch's
