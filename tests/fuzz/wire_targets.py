@@ -24,6 +24,7 @@ from services.common.embedding import (
     unpack_slice,
 )  # fmt: skip
 from services.common.errors import DiptychError, InvalidRequest
+from services.common.media.headers import ImageHeader, VideoHeader, pack_header, unpack_header
 from services.common.seal import Seal
 from services.decoder.embeddings import ItemRows, RowsFormat
 from services.decoder.grammar import GrammarCompiler, GrammarError, GrammarKind, GrammarSource
@@ -37,6 +38,7 @@ NAME = "diptych:slice:00"
 ROWS = np.arange(32, dtype=np.float32).reshape(4, 8)
 SLICE = b"".join(pack_slice(ROWS.data.cast("B"), 4, 8, "float32", 1_800_000_000_000))
 MANIFEST = pack_manifest(CachedManifest((2, 4, 4), 8, "float32", (b"k" * 32, b"l" * 32)))
+HEADERS = [pack_header(ImageHeader("PNG", 60, 80, "RGB")), pack_header(VideoHeader(60, 80, 9, 2.5, "h264", "mp4"))]
 VALUES: Mapping[bytes, object] = {SLICE: unpack_slice(SLICE), MANIFEST: unpack_manifest(MANIFEST)}
 
 
@@ -45,6 +47,7 @@ def targets(model: Path) -> Iterator[Target]:
     checkpoint = Checkpoint.open(str(model))
     yield Target("cached slice", [SLICE], _slice, (CorruptValue,), 4.0)
     yield Target("cached manifest", [MANIFEST], _manifest, (CorruptValue,), 4.0)
+    yield Target("cached header", HEADERS, _cached_header, (CorruptValue,), 3.0)
     yield Target("sealed value", [SEAL.close(NAME, SLICE), SEAL.close(NAME, MANIFEST)], _sealed, (CorruptValue,), 2.0)
     yield Target("chunk head", _heads(), _head, (), 4.0)
     yield Target("embedding chunks", _chunks(), _assemble, (DecodeError, InvalidRequest), 2.0)
@@ -61,6 +64,14 @@ def _slice(data: bytes) -> None:
 def _manifest(data: bytes) -> None:
     unpack_manifest(data)
     assert data == MANIFEST, "an altered manifest was taken for a good one"
+
+
+def _cached_header(data: bytes) -> None:
+    if b"codec" in data:
+        unpack_header(data, VideoHeader)
+    else:
+        unpack_header(data, ImageHeader)
+    assert data in HEADERS, "an altered header was taken for a good one"
 
 
 def _sealed(data: bytes) -> None:
