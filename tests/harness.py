@@ -1,5 +1,6 @@
 """Real processes for the tests: a stack of services on free ports, and requests to it."""
 
+import asyncio
 import time
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -95,6 +96,17 @@ async def ask(address: str, conversation: content.Conversation, **options: objec
     request = chat.StreamChatRequest(conversation=conversation, generation=wanted)
     async with gateway(address) as stub:
         return await collect(stub.StreamChat(request, timeout=CALL_TIMEOUT_S))
+
+
+async def ask_until_back(address: str, conversation: content.Conversation, **options: object) -> Answer:
+    """The same, once the gateway has found the services again."""
+    for _ in range(200):
+        try:
+            return await ask(address, conversation, **options)
+        except grpc.aio.AioRpcError as error:
+            assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 -- it is asked again
+            await asyncio.sleep(0.1)
+    raise AssertionError("the gateway did not find them")
 
 
 async def collect(events: AsyncIterator[chat.StreamChatResponse]) -> Answer:

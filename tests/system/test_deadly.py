@@ -17,7 +17,7 @@ from services.common.channels import open_channel
 from tests.encoder.conftest import image_header, requests
 from tests.exactness import cases
 from tests.exactness.reference import Reference
-from tests.harness import Answer, Failure, ask, failure, gateway, metrics, wait_until
+from tests.harness import Failure, ask, ask_until_back, failure, gateway, metrics, wait_until
 from tests.hostile.videos import hidden_frames
 
 LARGE = 1008  # pixels a side: a second of work for the encoder
@@ -167,17 +167,7 @@ async def test_an_input_that_kills_two_encoders_is_refused(fleet: Fleet, referen
     assert (lost.code, lost.fields) == (grpc.StatusCode.INVALID_ARGUMENT, {f"{PART}.image": "ENCODER_LOST"})
     fleet.replace_encoders()
     other = cases.user("", cases.picture(731), "Describe.")
-    assert (await ask_until_back(fleet, other)).token_ids == reference.generate(other, 4)[1]
+    answer = await ask_until_back(fleet.address, other.to_conversation(), max_tokens=4)
+    assert answer.token_ids == reference.generate(other, 4)[1]
     assert (await refused(fleet, large)).fields == lost.fields
     assert sum(metrics(one)[ENCODED] for one in fleet.encoders) == 6 * 8
-
-
-async def ask_until_back(fleet: Fleet, case: cases.Case) -> Answer:
-    """An answer, once the gateway has found the encoders again."""
-    for _ in range(200):
-        try:
-            return await ask(fleet.address, case.to_conversation(), max_tokens=4)
-        except grpc.aio.AioRpcError as error:
-            assert error.code() is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 -- it is asked again
-            await asyncio.sleep(0.1)
-    raise AssertionError("the gateway did not find its encoders")

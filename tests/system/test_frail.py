@@ -17,8 +17,8 @@ from tests.exactness import cases
 from tests.exactness.reference import Reference
 from tests.faults.stage import Stream, first_text
 from tests.harness import failure, failure_of, gateway, metrics, wait_until
+from tests.system.failpoints import BREAKS, FOLDER_VARIABLE, GO_ON, HELD, HOLDS, MODULE, NAME_VARIABLE
 from tests.system.fleet import Fleet
-from tests.system.frail_encoder import BREAKS, FOLDER_VARIABLE, GO_ON, HELD, HOLDS
 
 KEEPALIVE_S, MARGIN_S = 1.0, 2.0
 BEGUN = "diptych_decoder_prompt_tokens_total"
@@ -35,9 +35,10 @@ def fleet(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "DIPTYCH_MODEL": str(checkpoint),
         "DIPTYCH_METRICS_LISTEN": "127.0.0.1:0",
         FOLDER_VARIABLE: str(folder),
+        NAME_VARIABLE: "encoder.batch",
     }
     with Fleet(common, folder) as fleet:
-        fleet.start_all("tests.system.frail_encoder", DIPTYCH_GATEWAY_KEEPALIVE_S=str(KEEPALIVE_S))
+        fleet.start_all(MODULE, DIPTYCH_GATEWAY_KEEPALIVE_S=str(KEEPALIVE_S))
         yield fleet
 
 
