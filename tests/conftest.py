@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.common.kernel_caches import keep_few_kernels
 from tests.checkpoints import CheckpointSpec, build_checkpoint
+
+keep_few_kernels()  # as the services do: a thousand kept kernels would look like a leak
 
 
 @pytest.fixture(scope="session", autouse=True)
