@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-SOURCES := gateway services cli models benchmarks tests protos/generate.py
+KERNELS := hatch_build.py services/common/native/build.py $(wildcard services/common/native/*.[ch])
+SOURCES := hatch_build.py gateway services cli models benchmarks tests protos/generate.py
 
 .PHONY: help demo test manifests cluster lint format protos bench exactness faults soak fuzz train-demo demo-eval clean
 
@@ -60,17 +61,17 @@ demo-eval: $(VENV)/demo.stamp ## Measures models/demo on held-out cases, through
 	$(BIN)/diptych eval
 
 clean: ## Removes what the targets made, .venv included
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist services/common/native/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "diptych needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/demo.stamp: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) '.[demo]'
 	touch $@
 
-$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/dev.stamp: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(INSTALL) '.[dev]'
 	touch $@ $(VENV)/demo.stamp

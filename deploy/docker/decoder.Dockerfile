@@ -4,8 +4,13 @@
 # torch is the package index's own build. An index of smaller, CPU-only builds: --build-arg PIP_EXTRA_INDEX_URL=...
 FROM python:3.12.12-slim-bookworm AS build
 ARG PIP_EXTRA_INDEX_URL
+# Compiles services/common/native.
+# hadolint ignore=DL3008
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends gcc libc6-dev \
+ && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY gateway gateway
 COPY services services
 COPY cli cli

@@ -2,7 +2,7 @@
 #   docker build -f deploy/docker/gateway.Dockerfile -t diptych-gateway:0.1.0 .
 FROM python:3.12.12-slim-bookworm AS build
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml hatch_build.py constraints.txt README.md LICENSE ./
 COPY gateway gateway
 COPY services services
 COPY cli cli

@@ -13,6 +13,7 @@ from services.common.grpc_batches import free_every_batch
 from services.common.heap import giving_back
 from services.common.kernel_caches import keep_few_kernels
 from services.common.logs import configure_logging
+from services.common.native import use_kernels
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
@@ -59,6 +60,7 @@ def main() -> None:
     keep_freed_memory()
     free_every_batch()
     keep_few_kernels()
+    use_kernels(settings.kernels)
     try:
         asyncio.run(run(settings))
     except CheckpointError as error:

@@ -11,6 +11,7 @@ import torch
 from services.common.cache import EmbeddingCache
 from services.common.checkpoint import Checkpoint, TextConfig
 from services.common.linear import require_quantizable
+from services.common.native import used_kernels
 from services.common.settings import variable_name
 from services.common.telemetry.process import Telemetry
 from services.decoder.embeddings import TORCH_DTYPES
@@ -59,7 +60,14 @@ def build_decoder(
     parts = build_engine(settings, checkpoint, model, metrics.step.observe, telling_in(asyncio.get_running_loop()))
     metrics.watch(lambda: parts.engine.load, parts.pool.num_blocks)
     num_blocks, num_threads = parts.pool.num_blocks, torch.get_num_threads()
-    log.info("language weights loaded", device=str(device), dtype=dtype, num_blocks=num_blocks, num_threads=num_threads)
+    log.info(
+        "language weights loaded",
+        device=str(device),
+        dtype=dtype,
+        num_blocks=num_blocks,
+        num_threads=num_threads,
+        kernels=used_kernels(),
+    )
     rules = _rules(settings, checkpoint, num_blocks * parts.block_size)
     facts = ServiceFacts(
         model=checkpoint.name,

@@ -4,6 +4,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from services.common.linear import Quantization
+from services.common.native import Kernels
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
 
@@ -29,6 +30,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
     max_waiting_requests: int = Field(256, ge=1, description="Requests that may wait before more are refused.")
     max_waiting_tokens: int = Field(1 << 18, ge=1, description="Tokens of prompts that may wait.")
     prefix_cache: bool = Field(True, description="Whether prompts that start alike share computed blocks.")
+    kernels: Kernels = Field(
+        "auto", description="auto: the project's compiled kernels, where there are some; torch: PyTorch's alone."
+    )
     quantize: Quantization = Field(
         "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
     )

@@ -9,6 +9,7 @@ from services.common.collector import spare_what_is_loaded
 from services.common.grpc_batches import free_every_batch
 from services.common.kernel_caches import keep_few_kernels
 from services.common.logs import configure_logging
+from services.common.native import use_kernels
 from services.common.server import exit_on_stop_signals, install_stop_signals, serve
 from services.common.settings import parse_command_line
 from services.common.telemetry.process import open_telemetry
@@ -42,6 +43,7 @@ def main() -> None:
     keep_freed_memory()
     free_every_batch()
     keep_few_kernels()
+    use_kernels(settings.kernels)
     try:
         loaded = load_model(settings)
     except CheckpointError as error:

@@ -17,6 +17,7 @@ from services.common.cache import configured_cache, open_cache
 from services.common.checkpoint import Checkpoint
 from services.common.keys import CacheProfile
 from services.common.media.reader import JOBS_MODULE, MediaReader
+from services.common.native import used_kernels
 from services.common.telemetry.metrics import CacheMetrics
 from services.common.telemetry.process import Telemetry
 from services.common.workers.pool import WorkerPool
@@ -63,7 +64,7 @@ def load_model(settings: EncoderSettings) -> Loaded:
     side = pre.patch_size * pre.merge_size
     # what does not fit together fails here and not at the first request
     embedder.embed([(np.zeros((side, side, 3), np.uint8),) * pre.temporal_patch_size])
-    log.info("ready to encode", model=checkpoint.name, num_threads=num_threads)
+    log.info("ready to encode", model=checkpoint.name, num_threads=num_threads, kernels=used_kernels())
     return Loaded(checkpoint, vision, embedder, num_threads)
 
 

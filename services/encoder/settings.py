@@ -7,6 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from services.common.linear import Quantization
 from services.common.media.headers import MAX_SOURCE_PIXELS
+from services.common.native import Kernels
 from services.common.server import ServerSettings
 from services.common.settings import CommonSettings
 from services.common.workers.settings import WorkerSettings
@@ -27,6 +28,9 @@ class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
     )
     max_queued_patches: int = Field(
         1_048_576, ge=1, description="Patches of all requests under way; beyond them requests are told to come back."
+    )
+    kernels: Kernels = Field(
+        "auto", description="auto: the project's compiled kernels, where there are some; torch: PyTorch's alone."
     )
     quantize: Quantization = Field(
         "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
