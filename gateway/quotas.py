@@ -14,7 +14,7 @@ from diptych.v1 import generation_pb2
 
 from services.common.errors import Overloaded, QuotaExceeded
 from services.common.identity import TENANT, current_identity
-from services.common.interceptors import Context, behaviour_of, with_behaviour
+from services.common.interceptors import Context, Handler, behaviour_of, with_behaviour
 from services.common.watched_files import watched_text
 
 from .media import MediaItem
@@ -81,11 +81,16 @@ class Quotas:
         self._cost: Counter[str] = Counter()
         self._requests_taken, self._cost_taken = Rate(clock), Rate(clock)
 
+    @property
+    def are_all_taken(self) -> bool:
+        """Whether all tenants together have as many calls under way as there may be."""
+        return self._calls.total() >= self._max_calls
+
     @contextmanager
     def call(self, tenant: str) -> Iterator[None]:
         """One call under way. Raises QuotaExceeded, or Overloaded when all tenants together have too many."""
-        if self._calls.total() >= self._max_calls:
-            raise Overloaded("the gateway has as many calls under way as it may")
+        if self.are_all_taken:
+            raise _too_many_calls()
         with self._held(self._calls, tenant, 1, self._of(tenant).calls, "calls"):
             self.take_requests(tenant, 1)
             yield
@@ -158,6 +163,8 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
         handler, method = await continuation(handler_call_details), handler_call_details.method
         if handler is None or method == _FREE or not method.startswith(_COUNTED):
             return handler
+        if self._quotas.are_all_taken and not handler.request_streaming:
+            return _REFUSAL
         behaviour = behaviour_of(handler)
 
         async def answer(request: Any, context: Context) -> Any:
@@ -171,3 +178,14 @@ class QuotaInterceptor(grpc.aio.ServerInterceptor):
                         yield response
 
         return with_behaviour(handler, stream if handler.response_streaming else answer)
+
+
+def _too_many_calls() -> Overloaded:
+    return Overloaded("the gateway has as many calls under way as it may")
+
+
+async def _refuse(_requests: Any, _: Context) -> None:
+    raise _too_many_calls()
+
+
+_REFUSAL: Handler = grpc.stream_stream_rpc_method_handler(_refuse)  # no message is read, so its size costs nothing

@@ -33,6 +33,7 @@ End = decoder_service_pb2.GenerateFinished.End
 Context = grpc.aio.ServicerContext[Any, Any]
 MAX_CONTEXT = 4096
 CHUNK = 100
+MAX_MESSAGE_BYTES = 64 << 20
 
 
 @dataclass
@@ -302,7 +303,7 @@ async def serving(
     """A server on a free port."""
     server = grpc.aio.server(
         interceptors=[ErrorInterceptor(10), *guards],
-        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", 64 << 20)],
+        options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES)],
     )
     register(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")

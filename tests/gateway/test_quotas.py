@@ -17,7 +17,7 @@ from gateway.telemetry import GatewayMetrics
 from services.common.checkpoint import Checkpoint
 from services.common.errors import Overloaded, QuotaExceeded, from_rpc_error
 from services.common.identity import Identity, token_line
-from tests.gateway.fakes import Stage, staged
+from tests.gateway.fakes import MAX_MESSAGE_BYTES, Stage, staged
 from tests.harness import failure
 
 TEXT = content.Conversation(
@@ -143,6 +143,24 @@ async def test_all_calls_together_are_bounded(model: Checkpoint) -> None:
         known = from_rpc_error(caught.value, "gateway")
         assert isinstance(known, Overloaded)
         assert (known.reason, known.retry_after_s) == ("OVERLOADED", 1.0)
+        running.cancel()
+
+
+async def test_a_call_too_many_is_refused_before_its_message_is_read(model: Checkpoint) -> None:
+    """What is larger than any message may be is told of the overload, not of its size: nobody has looked."""
+    picture = content.Part(image=content.Image(data=bytes(MAX_MESSAGE_BYTES)))
+    asked = content.Conversation(messages=[content.Message(role=content.ROLE_USER, parts=[picture])])
+    async with staged(model, max_calls=1) as stage:
+        stage.decoder.endless = True
+        running = stream(stage, "")
+        await running.read()
+        for call in (
+            stage.stub.Chat(chat.ChatRequest(conversation=asked)),
+            stage.stub.StreamChat(chat.StreamChatRequest(conversation=asked)).read(),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert failure(caught.value).reason == "OVERLOADED"
         running.cancel()
 
 
