@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import grpc
 from diptych.v1 import chat_service_pb2 as chat
@@ -42,13 +42,17 @@ class Offered:
     behind_ms: list[float] = field(default_factory=list)  # how much later than meant each call was made
     num_untold: int = 0  # refused without a time to come back
 
+    def __add__(self, other: "Offered") -> "Offered":
+        """Both of them, one after the other."""
+        return Offered(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
 
 class Offering:
     """Calls at a mean `rate` a second (Poisson), for so many seconds."""
 
     def __init__(self, stub: ChatServiceStub, rate: float, seconds: float) -> None:
         self._stub, self._rate, self._seconds = stub, rate, seconds
-        self._rng, self._offered, self._num_good = random.Random(f"{rate} {seconds}"), Offered(), 0
+        self._rng, self._offered, self._num_good = random.Random(), Offered(), 0  # no two of them ask the same
         self._started = math.inf
 
     async def run(self) -> Offered:

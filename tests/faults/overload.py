@@ -5,6 +5,8 @@ import json
 import os
 import sys
 from collections import Counter
+from dataclasses import dataclass
+from statistics import median
 
 from benchmarks.storm import pin
 from tests.faults.arrivals import DEADLINE_S, Offered
@@ -15,32 +17,62 @@ from tests.faults.stage import Stage, percentile
 PROOF = "overload"
 FACTOR, GOODPUT_BAR, REFUSAL_BAR_MS = 3, 0.9, 50.0
 FIRST_RATE, RATE_STEP, KEEPS_UP = 8.0, 1.5, 0.6
-RAMP_S, OVERLOAD_S = 8.0, 22.0
+RAMP_S, ROUND_S, NUM_ROUNDS = 8.0, 12.0, 3
 NUM_SLOTS = 8  # few, so that the decoder is what there is too little of
 SETTINGS = {"DIPTYCH_DECODER_MAX_SEQUENCES": str(NUM_SLOTS), "DIPTYCH_GATEWAY_MAX_CALLS": str(NUM_SLOTS * 3 // 2)}
 
 
+@dataclass(frozen=True)
+class _Round:
+    """The most that is answered in time, at the best rate or beyond it, and what came of three times that."""
+
+    peak: float
+    over: Offered
+
+    @property
+    def share(self) -> float:
+        """Goodput of the overload over the peak."""
+        return self.over.goodput / self.peak
+
+
 async def prove(stage: Stage) -> list[Figure]:
-    """Offer more and more until goodput no longer follows; then three times as much as was ever answered in time."""
+    """Find the rate that is answered best; then offer it, the next, and three times what they gave, in turn.
+
+    In turn, because the speed of a shared machine changes within minutes.
+    """
     _part(stage)
     await _offer(stage, FIRST_RATE, RAMP_S)  # warm
-    peak, rate, keeps_up = 0.0, FIRST_RATE, True
-    while keeps_up:
-        offered = await _offer(stage, rate, RAMP_S)
-        keeps_up = offered.codes["OK"] > KEEPS_UP * offered.codes.total()
-        peak, rate = max(peak, offered.goodput), rate * RATE_STEP
-    over = await _offer(stage, FACTOR * peak, OVERLOAD_S)
+    best = await _best_rate(stage)
+    rounds = [await _round(stage, best) for _ in range(NUM_ROUNDS)]
+    over = sum((one.over for one in rounds), Offered())
     half_ms, slowest_ms = (percentile(over.refused_ms or [0.0], share) for share in (0.5, 0.99))
-    what = f"{FACTOR} times {peak:.1f} answers a second within {DEADLINE_S:g} s, offered for {OVERLOAD_S:g} s"
     late_ms = percentile(over.behind_ms, 0.99)
+    shares = ", ".join(f"{one.over.goodput:.1f} of {one.peak:.1f}" for one in rounds)
+    what = f"{FACTOR} times the most that is answered within {DEADLINE_S:g} s, {NUM_ROUNDS} times ({_told(over.codes)})"
+    share = median(one.share for one in rounds)
     return [
-        figure(PROOF, f"{what} ({_told(over.codes)}): answers within their deadline a second", f"{over.goodput:.1f}",
-               f"{GOODPUT_BAR * peak:.1f}", over.goodput >= GOODPUT_BAR * peak),
+        figure(PROOF, f"{what}: answers within their deadline a second, of that most; the middle share",
+               f"{shares}; {share:.0%}", f"{GOODPUT_BAR:.0%}", share >= GOODPUT_BAR),
         figure(PROOF, f"refusals ({_told(over.refused_with)}; asked for {late_ms:.0f} ms late at the 99th percentile):"
                " median and 99th percentile; without a time to come back",
                f"{half_ms:.0f} ms, {slowest_ms:.0f} ms; {over.num_untold}", f"{REFUSAL_BAR_MS:.0f} ms; 0",
                bool(over.refused_ms) and slowest_ms <= REFUSAL_BAR_MS and not over.num_untold),
     ]  # fmt: skip
+
+
+async def _best_rate(stage: Stage) -> float:
+    """Of growing rates, until answers no longer follow, the one with the most of them in time."""
+    goodput, rate, keeps_up = dict[float, float](), FIRST_RATE, True
+    while keeps_up:
+        offered = await _offer(stage, rate, RAMP_S)
+        keeps_up = offered.codes["OK"] > KEEPS_UP * offered.codes.total()
+        goodput[rate], rate = offered.goodput, rate * RATE_STEP
+    return max(goodput, key=lambda rate: goodput[rate])
+
+
+async def _round(stage: Stage, best: float) -> _Round:
+    peak = max([(await _offer(stage, rate, ROUND_S)).goodput for rate in (best, best * RATE_STEP)])
+    return _Round(peak, await _offer(stage, FACTOR * peak, ROUND_S))
 
 
 def _told(counts: Counter[str]) -> str:
