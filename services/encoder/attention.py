@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from services.common.linear import can_pack, product_of_rows
+from services.encoder import compiled
 
 try:
     from flash_attn import flash_attn_varlen_func
@@ -26,11 +27,16 @@ _SAFE_EXPONENT = 126.0 - 24 - 14
 def attend(heads: Tensor, groups: Sequence[tuple[int, int]], out: Tensor) -> None:
     """Attention inside each slice, from queries, keys and values `heads` [3, heads, n, head_dim].
 
-    Fills `out` [n, heads, head_dim]. On CUDA one varlen kernel takes all slices where flash-attn is installed
-    (untested: no CUDA where this was written). Elsewhere slices of one length go together, but long ones alone.
+    Fills `out` [n, heads, head_dim]; both contiguous. On CUDA one varlen kernel takes all slices where flash-attn is
+    installed (untested: no CUDA where this was written), on the CPU the project's own where it was compiled. Elsewhere
+    slices of one length go together, but long ones alone.
     """
     if heads.is_cuda and flash_attn_varlen_func is not None and heads.dtype != torch.float32:
         out.copy_(_attend_varlen(heads, groups))
+        return
+    kernels = compiled.kernels_for(heads)
+    if kernels is not None and heads.shape[3] <= compiled.MAX_HEAD_DIM:
+        compiled.attend_in_slices(kernels, heads, _lengths(groups), out)
         return
     by_head = heads.device.type == "cpu" and heads.dtype == torch.float32 and can_pack(heads.dtype)
     sizes = [num_slices * num_patches for num_slices, num_patches in groups]
@@ -42,6 +48,10 @@ def attend(heads: Tensor, groups: Sequence[tuple[int, int]], out: Tensor) -> Non
             _attend_equal(part, group, mixed)
 
 
+def _lengths(groups: Sequence[tuple[int, int]]) -> list[int]:
+    return [num_patches for num_slices, num_patches in groups for _ in range(num_slices)]
+
+
 def _attend_equal(heads: Tensor, group: tuple[int, int], out: Tensor) -> None:
     num_heads, head_dim = heads.shape[1], heads.shape[3]
     query, key, value = heads.view(3, num_heads, *group, head_dim).transpose(1, 2)
@@ -50,7 +60,7 @@ def _attend_equal(heads: Tensor, group: tuple[int, int], out: Tensor) -> None:
 
 
 def _attend_varlen(heads: Tensor, groups: Sequence[tuple[int, int]]) -> Tensor:
-    lengths = [num_patches for num_slices, num_patches in groups for _ in range(num_slices)]
+    lengths = _lengths(groups)
     starts = functional.pad(torch.tensor(lengths, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
     starts = starts.to(heads.device, non_blocking=True)
     query, key, value = heads.transpose(1, 2)

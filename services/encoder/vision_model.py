@@ -7,17 +7,17 @@ are the checkpoint's. Attention stays inside one temporal slice, which is why sl
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from services.common.checkpoint import VisionConfig
+from services.encoder import compiled
 from services.encoder.attention import attend
+from services.encoder.rotary import place_heads, rotary_table
 
 _NORM_EPS = 1e-6
-_ROPE_BASE = 10_000.0
 # Values of an MLP's hidden layer that are computed at once: on the CPU what stays in the cache until the next product
 # reads it, elsewhere what does not set the peak of memory.
 _HIDDEN_IN_CACHE, _HIDDEN_IN_MEMORY = 5 << 19, 5 << 22
@@ -82,8 +82,8 @@ class Block(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         dim, hidden_dim = config.embed_dim, int(config.embed_dim * config.mlp_ratio)
-        self.norm1 = nn.LayerNorm(dim, eps=_NORM_EPS)
-        self.norm2 = nn.LayerNorm(dim, eps=_NORM_EPS)
+        self.norm1 = Norm(dim, eps=_NORM_EPS)
+        self.norm2 = Norm(dim, eps=_NORM_EPS)
         self.attn = Attention(dim, config.num_heads)
         self.mlp = Mlp(dim, hidden_dim)
 
@@ -94,8 +94,19 @@ class Block(nn.Module):
         attend(packing.heads, packing.groups, packing.mixed)
         for rows in packing.stretches:
             stretch = hidden[rows]
-            stretch.add_(self.attn.proj(packing.mixed[rows].flatten(1)))
-            stretch.add_(self.mlp(self.norm2(stretch)))
+            attended = self.attn.proj(packing.mixed[rows].flatten(1))
+            stretch.add_(self.mlp(self.norm2(stretch, attended)))
+
+
+class Norm(nn.LayerNorm):
+    """Layer norm, with what comes before it."""
+
+    def forward(self, rows: Tensor, added: Tensor | None = None) -> Tensor:
+        """Add `added` to `rows` [n, dim] in place, and return them normalised."""
+        kernels = compiled.kernels_for(rows)
+        if kernels is not None:
+            return compiled.add_and_normalize(kernels, rows, added, self)
+        return super().forward(rows if added is None else rows.add_(added))
 
 
 class Attention(nn.Module):
@@ -110,8 +121,7 @@ class Attention(nn.Module):
     def project(self, stretch: Tensor, packing: Packing, rows: slice) -> None:
         """Put queries and keys, with their two-dimensional rotary positions, and values into `packing.heads`."""
         qkv = self.qkv(stretch).view(len(stretch), 3, self.num_heads, -1)
-        rotate_(qkv[:, :2], packing.cos[rows], packing.sin[rows])
-        packing.heads[:, :, rows] = qkv.permute(1, 2, 0, 3)
+        place_heads(qkv, packing.cos[rows], packing.sin[rows], packing.heads[:, :, rows])
 
 
 class Mlp(nn.Module):
@@ -133,7 +143,7 @@ class Merger(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self._merged_dim = config.embed_dim * config.spatial_merge_size**2
-        self.ln_q = nn.LayerNorm(config.embed_dim, eps=_NORM_EPS)
+        self.ln_q = Norm(config.embed_dim, eps=_NORM_EPS)
         self.mlp = nn.Sequential(
             nn.Linear(self._merged_dim, self._merged_dim), nn.GELU(), nn.Linear(self._merged_dim, config.hidden_size)
         )
@@ -148,33 +158,3 @@ def _stretches(num_rows: int, hidden_dim: int, device_type: str) -> tuple[slice,
     at_once = max(1, (_HIDDEN_IN_CACHE if device_type == "cpu" else _HIDDEN_IN_MEMORY) // hidden_dim)
     size = math.ceil(num_rows / math.ceil(num_rows / at_once))
     return tuple(slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))
-
-
-def rotate_(pairs: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotate queries and keys [n, 2, heads, head_dim] in place by [n, head_dim / 2] angles, in float32."""
-    values = pairs if pairs.dtype == torch.float32 else pairs.float()
-    first, second = values.chunk(2, dim=-1)
-    cos, sin = cos[:, None, None], sin[:, None, None]
-    turned = first * sin
-    first.mul_(cos).addcmul_(second, sin, value=-1)
-    second.mul_(cos).add_(turned)
-    if values is not pairs:
-        pairs.copy_(values)
-
-
-@lru_cache(maxsize=256)
-def rotary_table(h: int, w: int, merge: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [h * w, head_dim / 2] of a slice's patches, in the order (h/merge, w/merge, merge, merge).
-
-    The first half of the angles counts rows, the second columns.
-    """
-    frequencies = 1.0 / (_ROPE_BASE ** (torch.arange(0, head_dim // 2, 2, dtype=torch.float) / (head_dim // 2)))
-    rows = torch.arange(h)[:, None].expand(h, w)
-    columns = torch.arange(w)[None].expand(h, w)
-    angles = torch.cat([_in_patch_order(axis, merge)[:, None] * frequencies for axis in (rows, columns)], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def _in_patch_order(plane: Tensor, merge: int) -> Tensor:
-    h, w = plane.shape
-    return plane.reshape(h // merge, merge, w // merge, merge).transpose(1, 2).flatten().float()

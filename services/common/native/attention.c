@@ -1,0 +1,180 @@
+/* Attention of every row of a slice to every other, in float32, without ever holding all scores.
+
+   A lane is a query: keys and values are read where they stand, one number for all lanes, and maxima and sums over keys
+   are those of whole vectors. Only queries are transposed on their way in, and results on their way out. Scores are of
+   so few queries and keys at a time that they stay in the processor's first cache, beside the maximum so far, which the
+   sums so far are brought down to when it grows. */
+#include <float.h>
+#include <string.h>
+
+#include "vector.h"
+
+#define MAX_HEAD_DIM 256
+#define MAX_VECTORS 4   /* queries at a time are as many vectors */
+#define KEY_BLOCK 128   /* scores of 64 queries: 32 KiB */
+#define MAX_KEYS 12     /* keys at a time: each with each vector has a sum in a register */
+#define UNROLLED _Pragma("GCC unroll 12")
+
+typedef struct {
+    float query[MAX_HEAD_DIM * MAX_VECTORS * LANES]; /* transposed, as the others: [head_dim or keys, queries] */
+    float scores[(KEY_BLOCK + MAX_KEYS) * MAX_VECTORS * LANES];
+    float mixed[MAX_HEAD_DIM * MAX_VECTORS * LANES];
+    vec largest[MAX_VECTORS], sum[MAX_VECTORS];
+} State;
+
+/* A head of a slice. */
+typedef struct {
+    const float *query, *key, *value; /* [num, dim] */
+    float *out;                       /* [num, dim], rows `stride` apart */
+    int64_t num, dim, stride;
+    float scale;
+} Head;
+
+INLINE int keys_at_once(const int vectors) { return vectors <= 2 ? 12 : vectors == 3 ? 8 : 6; }
+
+/* Scores of some keys: the last key's again where there are no more, which no maximum minds. */
+INLINE void score(State *state, const float *key, int64_t dim, int first, int num_keys, const int vectors) {
+    const int width = vectors * LANES, num = keys_at_once(vectors);
+    const float *keys[MAX_KEYS];
+    vec sums[MAX_KEYS * MAX_VECTORS];
+    UNROLLED for (int k = 0; k < num; k++) keys[k] = key + (first + k < num_keys ? first + k : num_keys - 1) * dim;
+    UNROLLED for (int i = 0; i < num * vectors; i++) sums[i] = all(0.0f);
+    for (int64_t d = 0; d < dim; d++) {
+        vec queries[MAX_VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) queries[v] = held(load(state->query + d * width + v * LANES));
+        UNROLLED for (int k = 0; k < num; k++) {
+            const vec one = held(all(keys[k][d]));
+            UNROLLED for (int v = 0; v < vectors; v++) sums[k * vectors + v] += queries[v] * one;
+        }
+    }
+    UNROLLED for (int i = 0; i < num * vectors; i++) {
+        state->largest[i % vectors] = larger(sums[i], state->largest[i % vectors]);
+        store(state->scores + first * width + i * LANES, sums[i]);
+    }
+}
+
+/* Scores become weights, in place; returns in `shrink` what the sums so far are to be multiplied with. */
+INLINE void weigh(State *state, const vec *before, int num_keys, vec *shrink, const int vectors) {
+    vec largest[MAX_VECTORS], sum[MAX_VECTORS];
+    UNROLLED for (int v = 0; v < vectors; v++) {
+        largest[v] = state->largest[v];
+        shrink[v] = exp2_of(before[v] - largest[v]);
+        sum[v] = state->sum[v] * shrink[v];
+    }
+    for (int k = 0; k < num_keys; k++) {
+        UNROLLED for (int v = 0; v < vectors; v++) {
+            float *at = state->scores + (k * vectors + v) * LANES;
+            const vec weight = exp2_of(load(at) - largest[v]);
+            sum[v] += weight;
+            store(at, weight);
+        }
+    }
+    UNROLLED for (int v = 0; v < vectors; v++) state->sum[v] = sum[v];
+}
+
+/* Adds the weighted values of `num_keys` keys to `num` columns of what is mixed. */
+INLINE void mix(State *state, const float *value, int64_t dim, int64_t column, int num_keys, const vec *shrink,
+                const int vectors, const int num) {
+    const int width = vectors * LANES;
+    float *mixed = state->mixed + column * width;
+    vec sums[5 * MAX_VECTORS];
+    UNROLLED for (int i = 0; i < num * vectors; i++) sums[i] = load(mixed + i * LANES) * shrink[i % vectors];
+    for (int k = 0; k < num_keys; k++) {
+        vec weights[MAX_VECTORS];
+        UNROLLED for (int v = 0; v < vectors; v++) weights[v] = held(load(state->scores + k * width + v * LANES));
+        UNROLLED for (int d = 0; d < num; d++) {
+            const vec one = held(all(value[k * dim + column + d]));
+            UNROLLED for (int v = 0; v < vectors; v++) sums[d * vectors + v] += weights[v] * one;
+        }
+    }
+    UNROLLED for (int i = 0; i < num * vectors; i++) store(mixed + i * LANES, sums[i]);
+}
+
+INLINE void add_block(State *state, const Head *head, int64_t first, const int vectors) {
+    const int num_keys = head->num - first < KEY_BLOCK ? head->num - first : KEY_BLOCK;
+    const float *key = head->key + first * head->dim, *value = head->value + first * head->dim;
+    vec before[MAX_VECTORS], shrink[MAX_VECTORS];
+    memcpy(before, state->largest, sizeof before);
+    for (int k = 0; k < num_keys; k += keys_at_once(vectors)) score(state, key, head->dim, k, num_keys, vectors);
+    weigh(state, before, num_keys, shrink, vectors);
+    int64_t d = 0;
+    for (; head->dim % 5 == 0 && d < head->dim; d += 5) mix(state, value, head->dim, d, num_keys, shrink, vectors, 5);
+    for (; d + 4 <= head->dim; d += 4) mix(state, value, head->dim, d, num_keys, shrink, vectors, 4);
+    for (; d < head->dim; d++) mix(state, value, head->dim, d, num_keys, shrink, vectors, 1);
+}
+
+/* Queries [num, dim] to columns, scaled; zeros in the place of rows that there are not. */
+INLINE void take_queries(State *state, const Head *head, int64_t first, int64_t num, const int vectors) {
+    const int width = vectors * LANES;
+    for (int64_t d = 0; d < head->dim; d += LANES)
+        for (int v = 0; v < vectors; v++) {
+            vec rows[LANES];
+            for (int i = 0; i < LANES; i++) {
+                const int64_t row = v * LANES + i;
+                rows[i] = row < num ? load_part(head->query + (first + row) * head->dim + d, head->dim - d) : all(0.0f);
+                rows[i] *= all(head->scale);
+            }
+            transpose(rows);
+            for (int i = 0; i < LANES; i++) store(state->query + (d + i) * width + v * LANES, rows[i]);
+        }
+}
+
+INLINE void give_rows(const State *state, const Head *head, int64_t first, int64_t num, const int vectors) {
+    const int width = vectors * LANES;
+    for (int64_t d = 0; d < head->dim; d += LANES)
+        for (int v = 0; v < vectors; v++) {
+            const float *mixed = state->mixed + v * LANES;
+            vec rows[LANES];
+            for (int i = 0; i < LANES; i++)
+                rows[i] = load(mixed + (d + i) * width) / state->sum[v];
+            transpose(rows);
+            for (int64_t row = v * LANES, i = 0; i < LANES && row + i < num; i++)
+                store_part(head->out + (first + row + i) * head->stride + d, head->dim - d, rows[i]);
+        }
+}
+
+INLINE void attend_rows(const Head *head, int64_t first, int64_t num, const int vectors) {
+    State state;
+    take_queries(&state, head, first, num, vectors);
+    memset(state.mixed, 0, (head->dim + LANES - 1) / LANES * LANES * vectors * sizeof(vec));
+    for (int v = 0; v < vectors; v++) {
+        state.largest[v] = all(-FLT_MAX); /* not infinity, whose difference to itself is none */
+        state.sum[v] = all(0.0f);
+    }
+    for (int64_t k = 0; k < head->num; k += KEY_BLOCK) add_block(&state, head, k, vectors);
+    give_rows(&state, head, first, num, vectors);
+}
+
+/* By a function of its own for each number of vectors, whose sums are in registers. */
+typedef void Attend(const Head *head, int64_t first, int64_t num);
+#define ATTEND_WITH(vectors)                                                                     \
+    static __attribute__((noinline)) void attend_##vectors(const Head *head, int64_t first, int64_t num) { \
+        attend_rows(head, first, num, vectors);                                                  \
+    }
+ATTEND_WITH(1)
+ATTEND_WITH(2)
+ATTEND_WITH(3)
+ATTEND_WITH(4)
+static Attend *const ATTEND[] = {attend_1, attend_2, attend_3, attend_4};
+
+/* heads [3, num_heads, rows, dim]: queries, keys, values; out [rows, num_heads, dim]. Slices have so many rows each as
+   `lengths` says. A row's result depends on its slice alone. */
+void attend_in_slices(const float *heads, float *out, const int64_t *lengths, int64_t num_slices, int64_t num_heads,
+                      int64_t dim, float scale, int num_threads) {
+    const int64_t width = MAX_VECTORS * LANES;
+    int64_t num_rows = 0;
+    for (int64_t slice = 0; slice < num_slices; slice++) num_rows += lengths[slice];
+#pragma omp parallel num_threads(num_threads)
+    for (int64_t slice = 0, start = 0; slice < num_slices; start += lengths[slice++]) {
+        const int64_t num = lengths[slice], num_blocks = (num + width - 1) / width, kind = num_heads * num_rows * dim;
+#pragma omp for schedule(dynamic, 4) nowait
+        for (int64_t item = 0; item < num_heads * num_blocks; item++) {
+            const int64_t head = item / num_blocks, first = item % num_blocks * width;
+            const float *query = heads + (head * num_rows + start) * dim;
+            float *own = out + (start * num_heads + head) * dim;
+            const Head part = {query, query + kind, query + 2 * kind, own, num, dim, num_heads * dim, scale};
+            const int64_t rest = num - first < width ? num - first : width;
+            ATTEND[(rest - 1) / LANES](&part, first, rest);
+        }
+    }
+}
