@@ -43,7 +43,7 @@ async def store(kind: tuple[str, bool], backend_of: Find) -> AsyncIterator[ByteS
         return
     backend = backend_of(kind[0])
     backend.empty()
-    opened = RedisStore(backend.url, ttl_s=60, timeout_s=5)  # patient, on a busy machine
+    opened = RedisStore(backend.url, ttl_s=60, timeout_s=30)  # patient, on a busy machine
     yield opened
     await opened.close()
 
