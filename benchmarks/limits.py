@@ -63,9 +63,14 @@ def step_work(shape: Shape, batch: int, context: int, widths: Widths) -> Work:
 
 
 def prefill_work(shape: Shape, num_tokens: int) -> Work:
-    """One prompt, whose last token alone needs the head; each token attends to half of the prompt on average."""
-    attention = 2 * shape.layers * shape.hidden * num_tokens**2
-    flop = 2 * (num_tokens * shape.num_layer_weights + shape.num_head_weights) + attention
+    """One prompt. Each token attends to half of it on average.
+
+    The last token alone needs the head, and more of the last layer than its keys and values.
+    """
+    last_layer = shape.num_layer_weights // shape.layers - shape.hidden * 2 * shape.kv_heads * shape.head_dim
+    by_all, by_last = shape.num_layer_weights - last_layer, last_layer + shape.num_head_weights
+    attention = 2 * (shape.layers - 1) * shape.hidden * num_tokens**2
+    flop = 2 * (num_tokens * by_all + by_last) + attention
     return Work((shape.num_layer_weights + shape.num_head_weights) * 4, flop)
 
 

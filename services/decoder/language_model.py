@@ -3,7 +3,9 @@
 The network is `Qwen2VLTextModel` of transformers with its linears fused; results in fp32 agree to rounding.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch.nn.functional import silu
@@ -11,8 +13,13 @@ from torch.nn.functional import silu
 from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
 from services.decoder.attention import AttentionPlan
+from services.decoder.compiled import kernels_for
+from services.decoder.compiled_attention import CompiledAttention
 from services.decoder.kv_cache import KVCache
 from services.decoder.norm import RmsNorm
+from services.decoder.rotary import Rotary, rotate
+
+Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +59,7 @@ class StepInput:
     token_ids: torch.Tensor  # [rows]
     positions: torch.Tensor  # [3, rows]
     slots: torch.Tensor  # [rows]: block * block_size + place in it
-    attention: AttentionPlan
+    attention: AttentionPlan | CompiledAttention
     media: tuple[MediaRows, ...]
     sampled_rows: torch.Tensor  # [sampled]
 
@@ -64,20 +71,25 @@ class LanguageModel:
         self.config = config
         self.weights = weights
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
-        self._norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.device)
-        self._signed_frequency, self._axis = _rotary_tables(config, self.device)
+        self._norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.dtype, self.device)
+        self._rotary = Rotary(config, self.dtype, self.device)
+        self._kernels = kernels_for(self.device, self.dtype)
 
     @torch.inference_mode()
     def run(self, step: StepInput, cache: KVCache) -> torch.Tensor:
         """Logits [sampled, vocab] in fp32; keys and values of all rows are written to the cache."""
-        hidden = self._embed(step)
-        rotation = self._rotation(step.positions)
+        hidden, added = self._embed(step), None
+        attend, last = self._attend_with(step), len(self.weights.layers) - 1
         for index, layer in enumerate(self.weights.layers):
-            normed = self._norm(hidden, layer.input_norm)
-            hidden += self._attention(layer, normed, rotation, step, cache.layer(index))
-            hidden += _mlp(layer, self._norm(hidden, layer.post_norm))
-        hidden = self._norm(hidden.index_select(0, step.sampled_rows), self.weights.norm)
-        return self.weights.head(hidden).float()
+            projected = layer.qkv(self._norm(hidden, added, layer.input_norm))
+            attended = attend(projected, cache.layer(index))
+            if index == last and len(step.sampled_rows) < len(hidden):  # from here on only these rows matter
+                hidden, attended = (rows.index_select(0, step.sampled_rows) for rows in (hidden, attended))
+                if not len(hidden):
+                    return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+            normed = self._norm(hidden, layer.output(attended), layer.post_norm)
+            added = layer.down(self._gated(layer.gate_up(normed)))
+        return self.weights.head(self._norm(hidden, added, self.weights.norm)).float()
 
     def _embed(self, step: StepInput) -> torch.Tensor:
         hidden = self.weights.embedding.index_select(0, step.token_ids).to(self.dtype)
@@ -85,42 +97,30 @@ class LanguageModel:
             hidden[media.first : media.first + len(media.rows)] = media.rows
         return hidden
 
-    def _rotation(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and signed sines [rows, 1, head_dim]; each frequency turns with the axis of its section."""
-        angles = positions.index_select(0, self._axis).T.float().mul_(self._signed_frequency)[:, None]
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
+        if self._kernels is not None:
+            return self._kernels.gate(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)
+        return silu(gate).mul_(up)
 
-    def _attention(
+    def _attend_with(self, step: StepInput) -> Attend:
+        """What turns a layer's projected rows [rows, (heads + 2 * kv_heads) * head_dim] into what they see."""
+        if isinstance(step.attention, CompiledAttention):
+            return step.attention.attend
+        factors = self._rotary.factors(step.positions)
+        return partial(self._rotate_and_attend, step.attention, step.slots, factors)
+
+    def _rotate_and_attend(
         self,
-        layer: LayerWeights,
-        hidden: torch.Tensor,
-        rotation: tuple[torch.Tensor, torch.Tensor],
-        step: StepInput,
+        attention: AttentionPlan,
+        slots: torch.Tensor,
+        factors: tuple[torch.Tensor, torch.Tensor],
+        projected: torch.Tensor,
         memory: torch.Tensor,
     ) -> torch.Tensor:
-        config = self.config
-        num_rotated = config.num_attention_heads + config.num_key_value_heads
-        heads = layer.qkv(hidden).view(len(hidden), -1, config.head_dim)
-        _rotate(heads[:, :num_rotated], *rotation)
-        queries, written = heads[:, : config.num_attention_heads], heads[:, config.num_attention_heads :]
-        memory.flatten(0, 1).index_copy_(0, step.slots, written.view(len(hidden), 2, -1, config.head_dim))
-        return layer.output(step.attention.attend(queries, memory).flatten(1))
-
-
-def _mlp(layer: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
-    gate, up = layer.gate_up(hidden).chunk(2, dim=-1)
-    return layer.down(silu(gate).mul_(up))
-
-
-def _rotate(heads: torch.Tensor, cos: torch.Tensor, signed_sin: torch.Tensor) -> None:
-    """Rotate [rows, heads, head_dim] in place; halves swap places, the sign is in the sine."""
-    swapped = heads.roll(heads.shape[-1] // 2, dims=-1)
-    heads.mul_(cos).addcmul_(swapped, signed_sin)
-
-
-def _rotary_tables(config: TextConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frequencies [head_dim], the first half turning back, and the axis (0 time, 1 height, 2 width) of each."""
-    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    frequency = 1.0 / (config.rope_theta**exponents)
-    axis = torch.repeat_interleave(torch.arange(3), torch.tensor(config.mrope_section))
-    return torch.cat([-frequency, frequency]).to(device), axis.repeat(2).to(device)
+        num_heads, head_dim = self.config.num_attention_heads, self.config.head_dim
+        heads = projected.view(len(projected), -1, head_dim)
+        rotate(heads[:, : num_heads + self.config.num_key_value_heads], *factors)
+        queries, written = heads[:, :num_heads], heads[:, num_heads:]
+        memory.flatten(0, 1).index_copy_(0, slots, written.view(len(heads), 2, -1, head_dim))
+        return attention.attend(queries, memory).flatten(1)

@@ -7,6 +7,7 @@ import torch
 
 from services.decoder import flash_attention
 from services.decoder.attention import AttentionPlan, GatheredAttention
+from services.decoder.compiled_attention import CompiledAttention, planner_for
 from services.decoder.cuda_graphs import DecodeGraphs
 from services.decoder.flash_attention import PagedFlashAttention
 from services.decoder.kv_cache import KVCache
@@ -25,6 +26,8 @@ class ModelRunner:
         self.cache = cache
         self._has_flash_attention = flash_attention.is_available(model.device, model.dtype, cache.block_size)
         has_graphs = self._has_flash_attention and max_graph_batch > 0
+        planner = planner_for(model.config, model.dtype, model.device, cache.block_size)
+        self._planner = None if self._has_flash_attention else planner
         self._graphs = DecodeGraphs(model, cache, max_graph_batch) if has_graphs else None
 
     def run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
@@ -52,12 +55,14 @@ class ModelRunner:
             token_ids=of_rows[0],
             positions=of_rows[2:],
             slots=of_rows[1],
-            attention=self._attention(chunks),
+            attention=self._attention(chunks, of_rows),
             media=tuple(_media_rows(chunks)),
             sampled_rows=torch.tensor(sampled, dtype=torch.int64, device=self.model.device),
         )
 
-    def _attention(self, chunks: Sequence[Chunk]) -> AttentionPlan:
+    def _attention(self, chunks: Sequence[Chunk], of_rows: torch.Tensor) -> AttentionPlan | CompiledAttention:
+        if self._planner is not None:
+            return self._planner.plan(chunks, positions=of_rows[2:], slots=of_rows[1])
         if self._has_flash_attention:
             return PagedFlashAttention(
                 chunks,

@@ -49,7 +49,8 @@ def test_a_prompt_is_computed_as_far_as_its_rows_reach(gqa_model: Model, start: 
     for num_rows in range(1, len(rows) + 1):
         rows[num_rows - 1] = case.rows[0][num_rows - 1]
         harness.engine.provide(answer.request, 0, rows, num_rows)
-        harness.until(lambda reached=offset + num_rows: sequence.num_computed >= reached)  # type: ignore[misc]
+        if num_rows < len(rows):  # with the last one the answer begins, and may be over before anyone looks
+            harness.until(lambda reached=offset + num_rows: sequence.num_computed >= reached)  # type: ignore[misc]
     assert answer.wait().ids == gqa_model.generate(case, 12)
 
 
