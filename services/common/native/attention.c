@@ -11,9 +11,9 @@
 
 #define MAX_HEAD_DIM 256
 #define MAX_VECTORS 4   /* queries at a time are as many vectors */
-#define KEY_BLOCK 128   /* scores of 64 queries: 32 KiB */
-#define MAX_KEYS 12     /* keys at a time: each with each vector has a sum in a register */
-#define UNROLLED _Pragma("GCC unroll 12")
+#define KEY_BLOCK 96    /* scores of 64 queries: 24 KiB */
+#define MAX_KEYS 12     /* keys at a time: each has a sum in a register with each vector */
+#define UNROLLED _Pragma("GCC unroll 32") /* whole, or sums are no registers */
 
 typedef struct {
     float query[MAX_HEAD_DIM * MAX_VECTORS * LANES]; /* transposed, as the others: [head_dim or keys, queries] */
@@ -33,7 +33,8 @@ typedef struct {
 INLINE int keys_at_once(const int vectors) { return vectors <= 2 ? 12 : vectors == 3 ? 8 : 6; }
 
 /* Scores of some keys: the last key's again where there are no more, which no maximum minds. */
-INLINE void score(State *state, const float *key, int64_t dim, int first, int num_keys, const int vectors) {
+INLINE void score(State *state, const float *key, int64_t dim, int first, int num_keys, vec *largest,
+                  const int vectors) {
     const int width = vectors * LANES, num = keys_at_once(vectors);
     const float *keys[MAX_KEYS];
     vec sums[MAX_KEYS * MAX_VECTORS];
@@ -42,23 +43,25 @@ INLINE void score(State *state, const float *key, int64_t dim, int first, int nu
     for (int64_t d = 0; d < dim; d++) {
         vec queries[MAX_VECTORS];
         UNROLLED for (int v = 0; v < vectors; v++) queries[v] = held(load(state->query + d * width + v * LANES));
+        _mm_prefetch((const char *)(keys[0] + num * dim + d * num), _MM_HINT_T0); /* of the next keys */
         UNROLLED for (int k = 0; k < num; k++) {
             const vec one = held(all(keys[k][d]));
             UNROLLED for (int v = 0; v < vectors; v++) sums[k * vectors + v] += queries[v] * one;
         }
     }
     UNROLLED for (int i = 0; i < num * vectors; i++) {
-        state->largest[i % vectors] = larger(sums[i], state->largest[i % vectors]);
+        largest[i % vectors] = larger(sums[i], largest[i % vectors]);
         store(state->scores + first * width + i * LANES, sums[i]);
     }
 }
 
-/* Scores become weights, in place; returns in `shrink` what the sums so far are to be multiplied with. */
-INLINE void weigh(State *state, const vec *before, int num_keys, vec *shrink, const int vectors) {
-    vec largest[MAX_VECTORS], sum[MAX_VECTORS];
+/* Scores become weights, in place; `shrink` is what the sums so far are to be multiplied with, now that the maximum is
+   `largest`. */
+INLINE void weigh(State *state, const vec *largest, int num_keys, vec *shrink, const int vectors) {
+    vec sum[MAX_VECTORS];
     UNROLLED for (int v = 0; v < vectors; v++) {
-        largest[v] = state->largest[v];
-        shrink[v] = exp2_of(before[v] - largest[v]);
+        shrink[v] = exp2_of(state->largest[v] - largest[v]);
+        state->largest[v] = largest[v];
         sum[v] = state->sum[v] * shrink[v];
     }
     for (int k = 0; k < num_keys; k++) {
@@ -93,10 +96,11 @@ INLINE void mix(State *state, const float *value, int64_t dim, int64_t column, i
 INLINE void add_block(State *state, const Head *head, int64_t first, const int vectors) {
     const int num_keys = head->num - first < KEY_BLOCK ? head->num - first : KEY_BLOCK;
     const float *key = head->key + first * head->dim, *value = head->value + first * head->dim;
-    vec before[MAX_VECTORS], shrink[MAX_VECTORS];
-    memcpy(before, state->largest, sizeof before);
-    for (int k = 0; k < num_keys; k += keys_at_once(vectors)) score(state, key, head->dim, k, num_keys, vectors);
-    weigh(state, before, num_keys, shrink, vectors);
+    vec largest[MAX_VECTORS], shrink[MAX_VECTORS];
+    UNROLLED for (int v = 0; v < vectors; v++) largest[v] = state->largest[v];
+    for (int k = 0; k < num_keys; k += keys_at_once(vectors))
+        score(state, key, head->dim, k, num_keys, largest, vectors);
+    weigh(state, largest, num_keys, shrink, vectors);
     int64_t d = 0;
     for (; head->dim % 5 == 0 && d < head->dim; d += 5) mix(state, value, head->dim, d, num_keys, shrink, vectors, 5);
     for (; d + 4 <= head->dim; d += 4) mix(state, value, head->dim, d, num_keys, shrink, vectors, 4);

@@ -27,17 +27,16 @@ INLINE void store_part(float *to, int64_t count, vec value) { _mm512_mask_storeu
 /* The larger of each pair; `second` where either is NaN. */
 INLINE vec larger(vec first, vec second) { return _mm512_max_ps(first, second); }
 
-/* 2^x for x below 128, with a relative error of 2^-22: 0 of what is less than -150, NaN of NaN. */
+/* 2^x with a relative error of 2^-22: infinity, 0 and NaN where they are exact or due. */
 INLINE vec exp2_of(vec x) {
-    x = larger(all(-200.0f), x);
-    vec whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT), rest = x - whole;
-    vec power = all(1.3276472e-3f); /* least relative error of degree 5 from -1/2 to 1/2 */
-    power = power * rest + all(9.6755419e-3f);
-    power = power * rest + all(5.5507131e-2f);
-    power = power * rest + all(2.4022120e-1f);
-    power = power * rest + all(6.9314694e-1f);
-    power = power * rest + all(1.0000001f);
-    return _mm512_scalef_ps(power, whole);
+    const vec rest = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF); /* over the next lower whole number; 0 of infinities */
+    vec power = all(1.8775767e-3f);                              /* least relative error of degree 5 from 0 to 1 */
+    power = power * rest + all(8.9893406e-3f);
+    power = power * rest + all(5.5826318e-2f);
+    power = power * rest + all(2.4015361e-1f);
+    power = power * rest + all(6.9315308e-1f);
+    power = power * rest + all(0.99999994f);
+    return _mm512_scalef_ps(power, x);
 }
 
 /* Rows become columns: each step takes lane by lane what stands half of the rows apart. */
