@@ -19,11 +19,12 @@ DEADLINE_MARGIN_S = 0.05  # what remains for the gateway's own last words
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One request's identity: an id made here, whose it is, and its deadline."""
+    """One request's identity: an id made here, whose it is, and its deadline, `patience_s` after it came."""
 
     request_id: str
     owner: Owner
     deadline: Deadline
+    patience_s: float
 
     @property
     def tenant(self) -> str:
@@ -34,8 +35,8 @@ class Caller:
 def caller_of(context: "grpc.aio.ServicerContext[Any, Any]", longest_s: float) -> Caller:
     """The caller behind an RPC; without a deadline of its own it gets `longest_s` seconds."""
     remaining = context.time_remaining()
-    seconds = longest_s if remaining is None else min(remaining, longest_s)
-    return Caller(secrets.token_hex(16), Owner(current_identity().tenant), Deadline.after(seconds - DEADLINE_MARGIN_S))
+    seconds = (longest_s if remaining is None else min(remaining, longest_s)) - DEADLINE_MARGIN_S
+    return Caller(secrets.token_hex(16), Owner(current_identity().tenant), Deadline.after(seconds), seconds)
 
 
 def guards_of(settings: GatewaySettings) -> list[grpc.aio.ServerInterceptor]:

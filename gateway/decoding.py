@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AbstractContextManager, aclosing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -17,6 +17,7 @@ from services.common.telemetry.spans import trace_metadata, traced
 from .caller import Caller
 from .encoding import HIT, MISS, PARTIAL, EncodeJob, Encoding, Write, reference_to
 from .reach.kinds import Decoder, DecoderPool, DecoderStub
+from .reach.refusals import Wish
 from .reach.retries import Retries
 from .resume import Progress
 
@@ -50,6 +51,13 @@ class DecodeJob:
         """Whether rows travel in the stream: the decoder cannot read the shared cache, or it must hold nothing."""
         return self.decoder.cache != "redis" or self.prompt.no_store
 
+    @property
+    def wish(self) -> Wish | None:
+        """What is asked of a decoder; nothing of one that is to go on with an answer."""
+        if self.progress.has_begun:
+            return None
+        return Wish(self.caller.patience_s, self.prompt.generation.max_tokens)
+
     def __post_init__(self) -> None:
         generation = self.prompt.generation
         self.progress = Progress(generation.num_choices, resume=generation.resume)
@@ -63,6 +71,10 @@ class Decoding:
         self._decoders = decoders
         self._encoding = encoding
 
+    def expecting(self, wish: Wish) -> AbstractContextManager[None]:
+        """While a call is prepared. Raises Overloaded when the decoders would refuse it, as they have just others."""
+        return self._decoders.expecting(wish)
+
     async def generate(self, job: DecodeJob) -> AsyncGenerator[Response]:
         """Token events, then `finished` once and last. Closing the iterator cancels decoder and encoder.
 
@@ -70,10 +82,12 @@ class Decoding:
         """
         retries, tried, progress = Retries(self._decoders.budget), None, job.progress
         while True:
-            picking = self._decoders.pick(job.prefix, job.decoder, avoid=tried, patience_s=progress.patience_s)
+            picking = self._decoders.pick(
+                job.prefix, job.decoder, avoid=tried, patience_s=progress.patience_s, wish=job.wish
+            )
             tried = await job.caller.deadline.bound(picking)
             try:
-                with tried.call() as stub:
+                with tried.call(job.wish) as stub:
                     async with aclosing(self._try_generate(job, stub)) as responses:
                         async for response in responses:
                             progress.note(response)

@@ -17,6 +17,7 @@ from .encoding import EncodeJob
 from .media import MediaItem
 from .prompt import Prompt
 from .quotas import cost_of, longest_answer
+from .reach.refusals import Wish
 from .rooms import Rooms
 from .stopwatch import Stopwatch
 from .telemetry import Event, observed
@@ -70,9 +71,11 @@ class Pipeline:
         self, conversation: content_pb2.Conversation, asked: generation_pb2.Generation, caller: Caller, whole: bool
     ) -> AsyncGenerator[Event]:
         rooms, watch = self._rooms, Stopwatch()
-        prepared = await self.prepare(conversation, asked, caller)
-        watch.lap("media_ms")
-        job, generation = await self._plan(prepared, asked, caller)
+        wish = Wish(caller.patience_s, asked.max_tokens or rooms.limits.max_completion_tokens)
+        with rooms.decoding.expecting(wish):
+            prepared = await self.prepare(conversation, asked, caller)
+            watch.lap("media_ms")
+            job, generation = await self._plan(prepared, asked, caller)
         job.prompt.unhurried = whole and not generation.stop  # a stop string is looked for here, token by token
         answer = Answer(generation.num_choices, rooms.prompts.tokenizer.token_bytes, generation.stop)
         cost = cost_of(prepared.items, len(prepared.prompt.token_ids), generation)

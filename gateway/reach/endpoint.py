@@ -10,9 +10,10 @@ from typing import Generic, Protocol, TypeVar
 import grpc
 import structlog
 
-from services.common.errors import DiptychError, ServiceUnavailable, from_rpc_error
+from services.common.errors import DiptychError, Overloaded, ServiceUnavailable, from_rpc_error
 
 from .breaker import CircuitBreaker
+from .refusals import Refusals, Wish
 
 StubT = TypeVar("StubT")
 
@@ -83,6 +84,7 @@ class Endpoint(Generic[StubT, InfoT]):
         self._kind, self._channel, self._on_change = kind, channel, on_change
         self.stub = kind.make_stub(channel)
         self._num_calls = 0
+        self._refusals = Refusals()
         self._load, self._num_calls_then = Load(), 0
         self._state = grpc.ChannelConnectivity.IDLE
         self._polling: asyncio.Task[None] | None = None
@@ -110,16 +112,26 @@ class Endpoint(Generic[StubT, InfoT]):
         """Whether hardly any of its memory is free."""
         return self._load.memory_share > FULL_SHARE
 
+    def refusal(self, wish: Wish, num_expected: int = 0) -> Overloaded | None:
+        """What it would say to that, after `num_expected` more calls, as far as it has said so lately."""
+        return self._refusals.of(wish, self._num_calls + num_expected)
+
     @contextmanager
-    def call(self) -> Iterator[StubT]:
-        """One call: counted while it runs, and its end noted. A failed one raises its domain error."""
+    def call(self, wish: Wish | None = None) -> Iterator[StubT]:
+        """One call: counted while it runs, and its end noted. A failed one raises its domain error.
+
+        With a `wish`, its refusal is remembered for others.
+        """
         self._num_calls += 1
         self._is_idle.clear()
         try:
             yield self.stub
             self.breaker.succeeded()
         except grpc.aio.AioRpcError as error:
-            raise self._noted(from_rpc_error(error, self._kind.name), error.code().name) from error
+            known = self._noted(from_rpc_error(error, self._kind.name), error.code().name)
+            if wish is not None and isinstance(known, Overloaded):
+                self._refusals.note(wish, self._num_calls - 1, known)
+            raise known from error
         except ServiceUnavailable as error:
             if error.service == self._kind.name:
                 self._noted(error, error.code.name)

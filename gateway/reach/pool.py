@@ -1,8 +1,8 @@
 """The endpoints of one service, as they come and go."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from time import monotonic
 from typing import Generic
 
@@ -14,6 +14,7 @@ from services.common.errors import ServiceUnavailable
 from .addresses import Resolver, Target, system_resolver
 from .choice import choose
 from .endpoint import Endpoint, InfoT, Kind, Status, StubT
+from .refusals import Wish
 from .retries import RetryBudget
 
 RESOLVE_S = 2.0
@@ -39,6 +40,7 @@ class Pool(Generic[StubT, InfoT]):
         self._renewals: dict[str, asyncio.Task[None]] = {}
         self._leaving: set[asyncio.Task[None]] = set()
         self._has_looked = False
+        self._num_expected = 0
         self._change = asyncio.Event()
 
     @property
@@ -76,7 +78,18 @@ class Pool(Generic[StubT, InfoT]):
             await self.change.wait()
         return found
 
-    async def pick(
+    @contextmanager
+    def expecting(self, wish: Wish) -> Iterator[None]:
+        """While a call is being prepared that will then pick. Raises Overloaded when every endpoint would refuse it."""
+        if usable := self.usable:
+            _willing(usable, wish, self._num_expected // len(usable))
+        self._num_expected += 1
+        try:
+            yield
+        finally:
+            self._num_expected -= 1
+
+    async def pick(  # noqa: PLR0913 -- what there is to choose by
         self,
         key: bytes,
         info: InfoT,
@@ -84,10 +97,12 @@ class Pool(Generic[StubT, InfoT]):
         avoid: Endpoint[StubT, InfoT] | None = None,
         prefer: Endpoint[StubT, InfoT] | None = None,
         patience_s: float = 0.0,
+        wish: Wish | None = None,
     ) -> Endpoint[StubT, InfoT]:
         """The endpoint for `key` among those that run exactly `info`: `prefer`, or not `avoid`, if there is another.
 
-        Raises ServiceUnavailable when there is none within `patience_s`.
+        Raises ServiceUnavailable when there is none within `patience_s`, Overloaded when all have refused as much as
+        `wish` just now; with one that has not, the others are passed over.
         """
         end = monotonic() + patience_s
         while not (candidates := [endpoint for endpoint in await self.settled() if endpoint.info == info]):
@@ -95,7 +110,8 @@ class Pool(Generic[StubT, InfoT]):
                 raise ServiceUnavailable(self.kind.name)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.change.wait(), left)
-        return choose(key, candidates, avoid=avoid, prefer=prefer)
+        willing = candidates if wish is None else _willing(candidates, wish)
+        return choose(key, willing, avoid=avoid, prefer=prefer)
 
     @property
     def change(self) -> asyncio.Event:
@@ -183,3 +199,17 @@ class Pool(Generic[StubT, InfoT]):
         """Whatever ends by itself is waited for at the end at most."""
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
+
+
+def _willing(
+    endpoints: Sequence[Endpoint[StubT, InfoT]], wish: Wish, num_expected: int = 0
+) -> list[Endpoint[StubT, InfoT]]:
+    """Those of `endpoints` that have not just refused as much, `num_expected` calls at each being on their way.
+
+    Raises Overloaded when there is none.
+    """
+    refusals = {endpoint: endpoint.refusal(wish, num_expected) for endpoint in endpoints}
+    willing = [endpoint for endpoint, refusal in refusals.items() if refusal is None]
+    if not willing:
+        raise min((refusal for refusal in refusals.values() if refusal), key=lambda refusal: refusal.retry_after_s)
+    return willing
