@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from benchmarks.checkpoints import SHAPES
 from benchmarks.figures import MILLISECONDS, Result, timed_ms
-from services.common.linear import HalfLinear, PackedLinear, Quantization, make_linear
+from services.common.linear import Linear, PackedLinear, Quantization, make_linear
 from services.decoder.attention import attend_by_head, attend_folded
+from services.decoder.linear import make_decoding_linear
 from services.encoder.attention import attend
 
 SHAPE = SHAPES["2b"]
@@ -27,7 +28,8 @@ def measure_layers(num_repeats: int) -> list[Result]:
     shape = (2 * SHAPE.intermediate, SHAPE.hidden)
     with torch.inference_mode():
         weights = [torch.randn(shape).mul_(0.02).bfloat16().float() for _ in range(NUM_WEIGHTS)]
-        halves, packed = cycle([HalfLinear(weight) for weight in weights]), cycle(list(map(PackedLinear, weights)))
+        halves = cycle([make_decoding_linear(weight, has_copy=False) for weight in weights])
+        packed = cycle([PackedLinear(weight) for weight in weights])
         products = [_product(count, halves, packed, num_repeats) for count in ROWS]
         chunks = [_chunk(count, num_repeats) for count in CHUNKS]
         few = max(1, num_repeats // 4)  # these take long
@@ -35,7 +37,7 @@ def measure_layers(num_repeats: int) -> list[Result]:
         return [*products, *chunks, *slices, *(_mlp(name, kind, few) for name, kind in PRECISIONS.items())]
 
 
-def _product(count: int, halves: Iterator[HalfLinear], packed: Iterator[PackedLinear], num_repeats: int) -> Result:
+def _product(count: int, halves: Iterator[Linear], packed: Iterator[PackedLinear], num_repeats: int) -> Result:
     """Gate and up in fp32, by weights kept in 16 bits and in 32."""
     rows = torch.randn(count, SHAPE.hidden)
     name = f"layer: product of {count} rows, weights of 16 bits"

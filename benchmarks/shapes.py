@@ -10,7 +10,8 @@ from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
 from benchmarks.figures import CONTEXT, Figure, Result, compared
 from benchmarks.limits import Limits, Widths, encode_work, prefill_work, step_work
 from benchmarks.turns import Runner, take_turns
-from services.common.linear import MAX_FEW_ROWS, can_halve
+from services.common.native_linear import can_run
+from services.decoder.linear import MAX_FEW_ROWS, can_halve
 
 NUM_ROUNDS = 3
 
@@ -25,9 +26,11 @@ class Precision:
     options: tuple[str, ...]
 
     def widths(self, batch: int) -> Widths:
-        """What a step reads: fp32 too reads the 16 bits that the checkpoints have, in small batches."""
+        """What a step reads: fp32 too reads the 16 bits that the checkpoints have; by PyTorch in small batches."""
         if self.name != "fp32":
             return Widths(self.weight_bytes, self.weight_bytes, self.kv_bytes, is_fp32=False)
+        if can_run():
+            return Widths(2, 2, 4, is_fp32=True)
         half = 2 if can_halve() else 4
         return Widths(half if batch <= MAX_FEW_ROWS else 4, half, 4, is_fp32=True)
 

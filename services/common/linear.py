@@ -2,11 +2,9 @@
 
 On the CPU, weights are laid out once for oneDNN's kernels, which PyTorch's compiler uses too: on AMD's processors they
 take half the time of `torch.nn.functional.linear`, from one row to hundreds (docs/performance.md). In int8 they read a
-quarter of the bytes. Few rows cost the time of reading the weight: what a checkpoint stores in 16 bits is read as such
-(`HalfLinear`), though it is float32 that computes.
+quarter of the bytes.
 """
 
-import math
 from collections.abc import Callable
 from functools import cache
 from typing import Literal, Protocol, get_args
@@ -19,11 +17,6 @@ Quantization = Literal["none", "int8"]
 Activation = Literal["none", "quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)[1:]
 QUICK_GELU = 1.702  # x * sigmoid(1.702 * x) is silu(1.702 * x) / 1.702
-
-MAX_FEW_ROWS = 24  # up to here reading the weight takes longest
-HALF_RANGE_BITS = 15  # weights up to 2^15 are fp16's
-HALF_ERROR = 2.0**-30  # of the largest weight: far below what sums in float32 keep
-CHECKED_ROWS = 4096  # at once
 
 WEIGHT_LEVELS = 127
 # Without VNNI the kernels add products in pairs of 16 bits, which values of seven bits cannot overflow.
@@ -68,8 +61,8 @@ class QuantizedLinear:
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        self._scales = weight.abs().amax(dim=1).clamp_min_(SMALLEST) / WEIGHT_LEVELS
-        self._weight = torch.ops.onednn.qlinear_prepack((weight / self._scales[:, None]).round_().to(torch.int8), None)
+        levels, self._scales = in_levels(weight)
+        self._weight = torch.ops.onednn.qlinear_prepack(levels, None)
         self._zeros = torch.zeros(len(weight), dtype=torch.int32)
         # Tensors: a Python number is made into one, of another type, each time that it is used.
         self._row_levels, self._row_zero = torch.tensor(float(ROW_LEVELS)), torch.tensor(float(ROW_ZERO))
@@ -85,32 +78,6 @@ class QuantizedLinear:
         )
         product.mul_(scales)
         return product if self._bias is None else product.add_(self._bias)
-
-
-class HalfLinear:
-    """float32 by a weight that is kept in fp16 without a loss: half of the bytes to read, sums in float32.
-
-    Made for few rows (fbgemm's kernels). A row's result does not depend on the rows beside it.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
-        scale = half_scale(weight)
-        self._weight = torch.ops.quantized.linear_prepack_fp16(weight * scale, None if bias is None else bias * scale)
-        self._unscale = None if scale == 1.0 else torch.tensor(1 / scale)  # a Python number would take twice the time
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.quantized.linear_dynamic_fp16(rows, self._weight)
-        return product if self._unscale is None else product.mul_(self._unscale)
-
-
-class FewOrMany:
-    """One layer for steps of few rows and for prompts, each by the form that is faster."""
-
-    def __init__(self, few: Linear, many: Linear) -> None:
-        self._few, self._many = few, many
-
-    def __call__(self, rows: torch.Tensor) -> torch.Tensor:
-        return self._few(rows) if len(rows) <= MAX_FEW_ROWS else self._many(rows)
 
 
 class ActivatedLinear:
@@ -139,34 +106,10 @@ def make_linear(
     return plain if activation == "none" else ActivatedLinear(plain, _IN_PLACE[activation])
 
 
-def make_decoding_linear(
-    weight: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    quantization: Quantization = "none",
-    *,
-    has_copy: bool = True,
-) -> Linear:
-    """A linear layer for steps of few rows, and with `has_copy`, in float32 of a 16-bit weight, one for prompts too."""
-    if quantization == "int8" or not fits_half(weight):
-        return make_linear(weight, bias, quantization)
-    few = HalfLinear(weight, bias)
-    return FewOrMany(few, make_linear(weight, bias)) if has_copy else few
-
-
-def fits_half(weight: torch.Tensor) -> bool:
-    """Whether a float32 weight on the CPU is one of 16 bits, which `HalfLinear` loses nothing of."""
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not can_halve():
-        return False
-    scale = half_scale(weight)
-    scaled = (part * scale for part in torch.split(weight, CHECKED_ROWS))
-    return all(bool((part.half() - part).abs().max() <= HALF_ERROR * 2**HALF_RANGE_BITS) for part in scaled)
-
-
-def half_scale(weight: torch.Tensor) -> float:
-    """The power of two that brings the largest weight to fp16's upper end, where small ones are still exact."""
-    low, high = weight.aminmax()
-    _, exponent = math.frexp(max(float(-low), float(high), SMALLEST))  # 0 of what is not finite
-    return 2.0 ** (HALF_RANGE_BITS - exponent)
+def in_levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight [out, in] in int8, and the scale of each output channel [out]."""
+    scales = weight.abs().amax(dim=1).clamp_min_(SMALLEST) / WEIGHT_LEVELS
+    return (weight / scales[:, None]).round_().to(torch.int8), scales
 
 
 def product_of_rows(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -184,19 +127,13 @@ def require_quantizable(wanted: Quantization, dtype: str, device: torch.device, 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
     """Whether this build of PyTorch and this processor have the kernels, found by trying."""
-    return _runs(PackedLinear, dtype)
+    return runs(PackedLinear, dtype)
 
 
 @cache
 def can_quantize() -> bool:
     """The same for int8."""
-    return _runs(QuantizedLinear, torch.float32)
-
-
-@cache
-def can_halve() -> bool:
-    """The same for fp16 weights beside float32."""
-    return _runs(HalfLinear, torch.float32)
+    return runs(QuantizedLinear, torch.float32)
 
 
 _IN_ONEDNN: dict[Activation, tuple[str, str]] = {
@@ -214,7 +151,8 @@ _IN_PLACE: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def _runs(kind: type[PackedLinear | QuantizedLinear | HalfLinear], dtype: torch.dtype) -> bool:
+def runs(kind: Callable[[torch.Tensor, torch.Tensor], Linear], dtype: torch.dtype) -> bool:
+    """Whether a layer can be made of a weight and a bias, and called."""
     try:
         with torch.inference_mode():
             kind(torch.ones(16, 16, dtype=dtype), torch.ones(16, dtype=dtype))(torch.ones(2, 16, dtype=dtype))

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch.nn.functional import silu
 
 from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
 from services.decoder.attention import AttentionPlan
-from services.decoder.compiled import kernels_for
 from services.decoder.compiled_attention import CompiledAttention
 from services.decoder.kv_cache import KVCache
 from services.decoder.norm import RmsNorm
@@ -24,13 +22,13 @@ Attend = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. `qkv` stacks queries, keys and values; `gate_up` stacks gate and up."""
+    """One decoder layer. `qkv` stacks queries, keys and values; `gate_up` is gated."""
 
     input_norm: torch.Tensor  # [hidden]; the weights of a norm and of what reads it may differ by a factor
     qkv: Linear  # hidden -> (heads + 2 * kv_heads) * head_dim
     output: Linear  # heads * head_dim -> hidden
     post_norm: torch.Tensor  # [hidden]
-    gate_up: Linear  # hidden -> 2 * intermediate
+    gate_up: Linear  # hidden -> intermediate: silu(gate) * up
     down: Linear  # intermediate -> hidden
 
 
@@ -73,7 +71,6 @@ class LanguageModel:
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
         self._norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.dtype, self.device)
         self._rotary = Rotary(config, self.dtype, self.device)
-        self._kernels = kernels_for(self.device, self.dtype)
 
     @torch.inference_mode()
     def run(self, step: StepInput, cache: KVCache) -> torch.Tensor:
@@ -88,7 +85,7 @@ class LanguageModel:
                 if not len(hidden):
                     return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
             normed = self._norm(hidden, layer.output(attended), layer.post_norm)
-            added = layer.down(self._gated(layer.gate_up(normed)))
+            added = layer.down(layer.gate_up(normed))
         return self.weights.head(self._norm(hidden, added, self.weights.norm)).float()
 
     def _embed(self, step: StepInput) -> torch.Tensor:
@@ -96,12 +93,6 @@ class LanguageModel:
         for media in step.media:
             hidden[media.first : media.first + len(media.rows)] = media.rows
         return hidden
-
-    def _gated(self, gate_up: torch.Tensor) -> torch.Tensor:
-        if self._kernels is not None:
-            return self._kernels.gate(gate_up)
-        gate, up = gate_up.chunk(2, dim=-1)
-        return silu(gate).mul_(up)
 
     def _attend_with(self, step: StepInput) -> Attend:
         """What turns a layer's projected rows [rows, (heads + 2 * kv_heads) * head_dim] into what they see."""

@@ -38,8 +38,9 @@ class DecoderSettings(CommonSettings, ServerSettings):
     )
     prompt_weights: bool = Field(
         True,
-        description="On the CPU in float32: whether weights that a checkpoint stores in 16 bits, and that are read as "
-        "such for answers, are kept in 32 bits too, which makes prompts faster and takes three times the memory.",
+        description="On the CPU in float32, without compiled kernels: whether weights that a checkpoint stores in "
+        "16 bits, and that are read as such for answers, are kept in 32 bits too, which makes prompts faster and takes "
+        "three times the memory.",
     )
     cuda_graphs: bool = Field(
         True, description="On CUDA with flash-attn: whether streams are continued by captured graphs."

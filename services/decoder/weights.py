@@ -1,11 +1,14 @@
 """Loading the language half of a checkpoint; the vision half is never read."""
 
+from typing import Literal
+
 import torch
 from safetensors import safe_open
 
 from services.common.checkpoint import Checkpoint, CheckpointError, TextConfig, canonical_name
-from services.common.linear import Linear, Quantization, half_scale, make_decoding_linear
+from services.common.linear import Linear, Quantization
 from services.decoder.language_model import LanguageModel, LayerWeights, ModelWeights
+from services.decoder.linear import half_scale, make_decoding_linear
 from services.decoder.unpack import PARTS, unpack
 
 ACTIVATIONS = {"silu", "swish"}
@@ -21,7 +24,7 @@ def load_language_model(
 ) -> LanguageModel:
     """Read, fuse and quantise the language weights. CheckpointError names a tensor that is missing or misshapen.
 
-    `prompt_weights`: where 16-bit weights compute in float32, keep a copy in 32 bits for prompts.
+    `prompt_weights`: where PyTorch multiplies float32 by weights of 16 bits, keep a copy in 32 bits for prompts.
     """
     if checkpoint.text.hidden_act not in ACTIVATIONS:
         raise CheckpointError(f"{checkpoint.path}: hidden_act {checkpoint.text.hidden_act!r} is not supported")
@@ -58,13 +61,14 @@ class _TensorReader:
         return make_decoding_linear(weight, None, self._quantization, has_copy=self._has_copies)
 
     def normed_linear(
-        self, norm: str, names: list[str], num_columns: int, *, has_bias: bool = False, is_head: bool = False
+        self, norm: str, names: list[str], num_columns: int, role: Literal["qkv", "gate_up", "head"]
     ) -> tuple[torch.Tensor, Linear]:
-        """A norm's weight and the layer that reads what it gives; the head has one row of a prompt only."""
-        weight, bias = self._stacked_linear(names, num_columns, has_bias=has_bias)
+        """A norm's weight and the layer that reads what it gives."""
+        weight, bias = self._stacked_linear(names, num_columns, has_bias=role == "qkv")
         scale = half_scale(weight) if self._dtype == torch.float32 else 1.0  # a power of two: nothing is lost
+        has_copy = self._has_copies and role != "head"  # which has one row of a prompt only
         linear = make_decoding_linear(
-            weight.mul_(scale), bias, self._quantization, has_copy=self._has_copies and not is_head
+            weight.mul_(scale), bias, self._quantization, has_copy=has_copy, is_gated=role == "gate_up"
         )
         return self.vector(norm).div_(scale), linear
 
@@ -130,7 +134,7 @@ def _read_weights(reader: _TensorReader, checkpoint: Checkpoint) -> ModelWeights
     tied = config.tie_word_embeddings or not reader.has_linear("lm_head")
     layers = tuple(_read_layer(reader, config, index) for index in range(config.num_hidden_layers))
     head_name = name if tied else "lm_head"
-    norm, head = reader.normed_linear("language.norm.weight", [head_name], config.hidden_size, is_head=True)
+    norm, head = reader.normed_linear("language.norm.weight", [head_name], config.hidden_size, "head")
     return ModelWeights(embedding, layers, norm, head)
 
 
@@ -141,8 +145,8 @@ def _read_layer(reader: _TensorReader, config: TextConfig, index: int) -> LayerW
     gate_up = [f"{mlp}gate_proj", f"{mlp}up_proj"]
     normed, hidden_size = reader.normed_linear, config.hidden_size
     return LayerWeights(
-        *normed(f"{prefix}input_layernorm.weight", qkv, hidden_size, has_bias=True),
+        *normed(f"{prefix}input_layernorm.weight", qkv, hidden_size, "qkv"),
         reader.linear(f"{attention}o_proj", config.num_attention_heads * config.head_dim),
-        *normed(f"{prefix}post_attention_layernorm.weight", gate_up, hidden_size),
+        *normed(f"{prefix}post_attention_layernorm.weight", gate_up, hidden_size, "gate_up"),
         reader.linear(f"{mlp}down_proj", config.intermediate_size),
     )

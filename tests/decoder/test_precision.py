@@ -1,12 +1,15 @@
 """bf16 and fp16 run, and stay close to transformers in the same dtype."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import Qwen2VLForConditionalGeneration
 
-from services.common.linear import FewOrMany, HalfLinear, can_halve
+from services.common.native import Kernels, use_kernels
+from services.common.native_linear import NativeLinear, can_run
+from services.decoder.linear import FewOrMany, HalfLinear, can_halve
 from services.decoder.scheduler import Chunk
 from services.decoder.weights import load_language_model
 from tests.checkpoints import CheckpointSpec, build_checkpoint
@@ -30,14 +33,23 @@ def test_half_precision_is_close_to_transformers(gqa_model: Model, dtype: torch.
     assert (ours - theirs).abs().sum() / 2 < 0.05
 
 
-@pytest.mark.skipif(not can_halve(), reason="this processor has no kernels for fp16 weights")
-@pytest.mark.parametrize("prompt_weights", [True, False])
+FORMS: list[tuple[Kernels, bool]] = [("auto", True)] if can_run() else []
+if can_halve():
+    FORMS += [("torch", True), ("torch", False)]
+
+
+@pytest.mark.parametrize(("kernels", "prompt_weights"), FORMS)
 @pytest.mark.parametrize("stored", ["bfloat16", "float16"])
-def test_float32_reads_sixteen_bits(tmp_path: Path, stored: str, prompt_weights: bool) -> None:
+def test_float32_reads_sixteen_bits(
+    tmp_path: Path, request: pytest.FixtureRequest, stored: str, kernels: Kernels, prompt_weights: bool
+) -> None:
     """A checkpoint of 16 bits keeps its weights in 16 bits, and fp32 answers from them are transformers' own."""
+    use_kernels(kernels)
+    request.addfinalizer(partial(use_kernels, "auto"))
     model = Model(build_checkpoint(tmp_path, CheckpointSpec(dtype=stored, seed=3)))
     weights = load_language_model(model.checkpoint, torch.float32, torch.device("cpu"), prompt_weights=prompt_weights)
-    assert isinstance(weights.weights.layers[0].gate_up, FewOrMany if prompt_weights else HalfLinear)
+    down = weights.weights.layers[0].down
+    assert isinstance(down, NativeLinear if kernels == "auto" else FewOrMany if prompt_weights else HalfLinear)
     harness = Harness(model)
     harness.parts = harness.build(weights)
     harness.engine = harness.parts.engine
