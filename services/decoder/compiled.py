@@ -3,6 +3,7 @@
 import ctypes
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,7 @@ _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "add_and_scale": (*[_POINTER] * 4, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
     "gate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
     "find_likeliest": (*[_POINTER] * 3, _INT64, _INT64, ctypes.c_int),
-    "find_rotation": (*[_POINTER] * 4, _INT64, _INT64, ctypes.c_int),
-    "plan_attention": (_POINTER,),
+    "plan_step": (_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT64, ctypes.c_int),
     "attend_to_pages": (*[_POINTER] * 4, ctypes.c_int),
 }
 
@@ -24,14 +24,14 @@ class Kernels:
     """The kernels' functions, which take addresses and numbers as they are."""
 
     def __init__(self, functions: ctypes.CDLL) -> None:
-        def typed(name: str) -> Callable[..., None]:
+        def typed(name: str, result: type | None = None) -> Callable[..., Any]:
             function = functions[name]  # one of our own, so that nobody else's types are changed
-            function.argtypes, function.restype = _ARGUMENTS[name], None
+            function.argtypes, function.restype = _ARGUMENTS[name], result
             return function
 
         self._add_and_scale, self._gate = typed("add_and_scale"), typed("gate")
         self._find_likeliest = typed("find_likeliest")
-        self.find_rotation, self.plan_attention = typed("find_rotation"), typed("plan_attention")
+        self.plan_step: Callable[..., int] = typed("plan_step", _INT64)
         self.attend_to_pages = typed("attend_to_pages")
 
     def add_and_scale(self, rows: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:

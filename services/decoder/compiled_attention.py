@@ -17,9 +17,10 @@ from services.decoder.scheduler import Chunk
 MAX_GROUP = 32  # query heads of a key head
 HEAD_DIM_STEP, MAX_HEAD_DIM = 16, 256
 
-_JOB_FIELDS, _MERGE_FIELDS = 7, 4  # of 64 bits
-_COUNTS = "num_rows num_heads num_kv_heads head_dim block_size num_chunks num_jobs num_merges num_partials"
-_ARRAYS = "chunks blocks slots rotation jobs merges partials"
+FIRST_WORKSPACE_BYTES = 1 << 16
+
+_COUNTS = "num_heads num_kv_heads head_dim block_size num_rows num_chunks num_jobs num_merges num_partials"
+_ARRAYS = "frequencies axes slots positions chunks blocks rotation jobs merges partials"
 
 
 class _Step(ctypes.Structure):
@@ -32,62 +33,50 @@ class _Step(ctypes.Structure):
 
 
 class CompiledAttention:
-    """The plan for the kernel."""
+    """The plan for the kernel, until the next one is made."""
 
-    def __init__(self, kernels: Kernels, step: _Step, arrays: Sequence[torch.Tensor]) -> None:
+    def __init__(self, kernels: Kernels, step: _Step, numbers: torch.Tensor, workspace: torch.Tensor) -> None:
         self._kernels, self._step, self._address = kernels, step, ctypes.addressof(step)
-        self._arrays = arrays  # what the step points to
+        self._pointed_to = numbers, workspace
+        self._size = step.num_rows, step.num_heads * step.head_dim
 
     def attend(self, projected: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
         """Rows [rows, (heads + 2 * kv_heads) * head_dim] to [rows, heads * head_dim].
 
         Their keys and values are written into the layer [blocks, block_size, 2, kv_heads, head_dim] before.
         """
-        out = projected.new_empty(self._step.num_rows, self._step.num_heads * self._step.head_dim)
+        out = projected.new_empty(self._size)
         pointers = projected.data_ptr(), layer.data_ptr(), out.data_ptr()
         self._kernels.attend_to_pages(self._address, *pointers, torch.get_num_threads())
         return out
 
 
 class AttentionPlanner:
-    """Plans the steps of one model over one cache."""
+    """Plans the steps of one model over one cache, one at a time."""
 
     def __init__(self, kernels: Kernels, config: TextConfig, block_size: int) -> None:
-        self._kernels, self._config, self._block_size = kernels, config, block_size
-        self._frequencies, self._axes = rotary_tables(config, torch.device("cpu"))
+        self._kernels = kernels
+        self._tables = rotary_tables(config, torch.device("cpu"))
+        heads = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self._step = _Step(*heads, block_size)
+        self._step.frequencies, self._step.axes = (table.data_ptr() for table in self._tables)
+        self._address = ctypes.addressof(self._step)
+        self._workspace = torch.empty(FIRST_WORKSPACE_BYTES, dtype=torch.uint8)
 
-    def plan(self, chunks: Sequence[Chunk], positions: torch.Tensor, slots: torch.Tensor) -> CompiledAttention:
-        """For chunks whose rows have these positions [3, rows] and slots [rows], both contiguous."""
-        config, size = self._config, self._block_size
-        tables = [chunk.sequence.blocks[: -(-chunk.end // size)] for chunk in chunks]
-        blocks = torch.tensor(list(chain.from_iterable(tables)), dtype=torch.int32)
-        described = _described(chunks, tables)
-        rotation = self._rotation(positions)
-        step = _Step(
-            *(len(slots), config.num_attention_heads, config.num_key_value_heads, config.head_dim, size, len(chunks)),
-            *(0, 0, 0),
-            *(array.data_ptr() for array in (described, blocks, slots, rotation)),
-        )
-        return CompiledAttention(self._kernels, step, (described, blocks, slots, rotation, *self._room_for_jobs(step)))
+    def plan(self, numbers: torch.Tensor, num_rows: int, num_chunks: int) -> CompiledAttention:
+        """For rows and chunks whose numbers stand one after the other.
 
-    def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
-        num_rows, half = positions.shape[1], len(self._frequencies)
-        rotation = torch.empty(num_rows, 2, half)
-        pointers = (array.data_ptr() for array in (positions, self._frequencies, self._axes, rotation))
-        self._kernels.find_rotation(*pointers, num_rows, half, torch.get_num_threads())
-        return rotation
+        That is tokens, slots and positions on three axes, [5, rows], then those of `numbers_of_chunks`.
+        """
+        while (wanted := self._planned(numbers, num_rows, num_chunks)) > len(self._workspace):
+            self._workspace = torch.empty(2 * wanted, dtype=torch.uint8)
+        return CompiledAttention(self._kernels, self._step, numbers, self._workspace)
 
-    def _room_for_jobs(self, step: _Step) -> tuple[torch.Tensor, ...]:
-        """Plan the jobs: first how many there are, then, into the arrays for so many, which."""
-        address = ctypes.addressof(step)
-        self._kernels.plan_attention(address)
-        group = step.num_heads // step.num_kv_heads
-        jobs = torch.empty(step.num_jobs, _JOB_FIELDS, dtype=torch.int64)
-        merges = torch.empty(step.num_merges, _MERGE_FIELDS, dtype=torch.int64)
-        partials = torch.empty(step.num_partials, group, step.head_dim + 2)
-        step.jobs, step.merges, step.partials = jobs.data_ptr(), merges.data_ptr(), partials.data_ptr()
-        self._kernels.plan_attention(address)
-        return jobs, merges, partials
+    def _planned(self, numbers: torch.Tensor, num_rows: int, num_chunks: int) -> int:
+        """Plan with the workspace of now, if it has the bytes that are returned."""
+        workspace = self._workspace.data_ptr(), len(self._workspace)
+        arguments = self._address, numbers.data_ptr(), num_rows, num_chunks, *workspace, torch.get_num_threads()
+        return self._kernels.plan_step(*arguments)
 
 
 def planner_for(
@@ -100,10 +89,12 @@ def planner_for(
     return AttentionPlanner(kernels, config, block_size) if kernels is not None and is_fit else None
 
 
-def _described(chunks: Sequence[Chunk], tables: Sequence[Sequence[int]]) -> torch.Tensor:
-    """First row, number of rows, end and where its table begins of each chunk."""
-    numbers, row, table = [], 0, 0
+def numbers_of_chunks(chunks: Sequence[Chunk], block_size: int) -> list[int]:
+    """First row, number of rows, end and where its table begins of each chunk; then the tables of block ids."""
+    tables = [chunk.sequence.blocks[: -(-chunk.end // block_size)] for chunk in chunks]
+    numbers: list[int] = []
+    row = table = 0
     for chunk, own in zip(chunks, tables, strict=True):
-        numbers.append((row, chunk.num_tokens, chunk.end, table))
+        numbers += (row, chunk.num_tokens, chunk.end, table)
         row, table = row + chunk.num_tokens, table + len(own)
-    return torch.tensor(numbers, dtype=torch.int64)
+    return [*numbers, *chain.from_iterable(tables)]

@@ -1,18 +1,20 @@
 """Turns a step's chunks into tensors and runs the model on them."""
 
 from collections.abc import Sequence
+from itertools import accumulate, chain
 
-import numpy as np
 import torch
 
 from services.decoder import flash_attention
 from services.decoder.attention import AttentionPlan, GatheredAttention
-from services.decoder.compiled_attention import CompiledAttention, planner_for
+from services.decoder.compiled_attention import CompiledAttention, numbers_of_chunks, planner_for
 from services.decoder.cuda_graphs import DecodeGraphs
 from services.decoder.flash_attention import PagedFlashAttention
 from services.decoder.kv_cache import KVCache
 from services.decoder.language_model import LanguageModel, MediaRows, StepInput
 from services.decoder.scheduler import Chunk
+
+NUMBERS_OF_A_ROW = 5
 
 
 class ModelRunner:
@@ -38,31 +40,26 @@ class ModelRunner:
 
     def step_input(self, chunks: Sequence[Chunk]) -> StepInput:
         """What the model needs to know of these chunks."""
-        # One array for all numbers of the rows: after a step, whose weights have emptied the caches, each operation
-        # takes tens of microseconds.
-        numbers = np.empty((5, sum(chunk.num_tokens for chunk in chunks)), dtype=np.int64)
-        sampled, first = [], 0
-        for chunk in chunks:
-            columns = numbers[:, first : first + chunk.num_tokens]
-            columns[0] = chunk.sequence.token_ids[chunk.start : chunk.end]
-            columns[1] = self._slots(chunk)
-            columns[2:] = chunk.sequence.positions(chunk.start, chunk.end)
-            first += chunk.num_tokens
-            if chunk.is_last:
-                sampled.append(first - 1)
-        of_rows = torch.from_numpy(numbers).to(self.model.device)
+        # One tensor for all numbers: after a step, whose weights have emptied the caches, each operation takes tens of
+        # microseconds.
+        of_rows, sampled = _numbers_of_rows(chunks, self.cache.block_size), _sampled_rows(chunks)
+        of_chunks = numbers_of_chunks(chunks, self.cache.block_size) if self._planner is not None else []
+        numbers = torch.tensor([*of_rows, *of_chunks, *sampled], dtype=torch.int64, device=self.model.device)
+        rows = numbers[: len(of_rows)].view(NUMBERS_OF_A_ROW, -1)
         return StepInput(
-            token_ids=of_rows[0],
-            positions=of_rows[2:],
-            slots=of_rows[1],
-            attention=self._attention(chunks, of_rows),
+            token_ids=rows[0],
+            positions=rows[2:],
+            slots=rows[1],
+            attention=self._attention(chunks, numbers, rows.shape[1]),
             media=tuple(_media_rows(chunks)),
-            sampled_rows=torch.tensor(sampled, dtype=torch.int64, device=self.model.device),
+            sampled_rows=numbers[len(numbers) - len(sampled) :],
         )
 
-    def _attention(self, chunks: Sequence[Chunk], of_rows: torch.Tensor) -> AttentionPlan | CompiledAttention:
+    def _attention(
+        self, chunks: Sequence[Chunk], numbers: torch.Tensor, num_rows: int
+    ) -> AttentionPlan | CompiledAttention:
         if self._planner is not None:
-            return self._planner.plan(chunks, positions=of_rows[2:], slots=of_rows[1])
+            return self._planner.plan(numbers, num_rows, len(chunks))
         if self._has_flash_attention:
             return PagedFlashAttention(
                 chunks,
@@ -78,10 +75,26 @@ class ModelRunner:
             device=self.model.device,
         )
 
-    def _slots(self, chunk: Chunk) -> list[int]:
-        """Where the keys and values of a chunk's tokens go, as rows of a layer's memory."""
-        size, blocks = self.cache.block_size, chunk.sequence.blocks
-        return [blocks[index // size] * size + index % size for index in range(chunk.start, chunk.end)]
+
+def _numbers_of_rows(chunks: Sequence[Chunk], block_size: int) -> list[int]:
+    """The token, the slot and the position on each axis of all rows: one after the other, `NUMBERS_OF_A_ROW` times."""
+    ids = (chunk.sequence.token_ids[chunk.start : chunk.end] for chunk in chunks)
+    slots = (_slots(chunk, block_size) for chunk in chunks)
+    axes = zip(*(chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks), strict=True)
+    return [*chain.from_iterable(chain(ids, slots, *axes))]
+
+
+def _slots(chunk: Chunk, block_size: int) -> list[int]:
+    """Where the keys and values of a chunk's tokens go, as rows of a layer's memory."""
+    blocks = chunk.sequence.blocks
+    places = (divmod(index, block_size) for index in range(chunk.start, chunk.end))
+    return [blocks[block] * block_size + place for block, place in places]
+
+
+def _sampled_rows(chunks: Sequence[Chunk]) -> list[int]:
+    """The last rows of the chunks after which a token is sampled."""
+    ends = accumulate(chunk.num_tokens for chunk in chunks)
+    return [end - 1 for chunk, end in zip(chunks, ends, strict=True) if chunk.is_last]
 
 
 def _media_rows(chunks: Sequence[Chunk]) -> list[MediaRows]:

@@ -245,13 +245,13 @@ class Sequence:
         if self.counts is not None:
             self.counts.add(token_id)
 
-    def positions(self, start: int, end: int) -> NDArray[np.int64]:
-        """Positions [3, end - start] of the tokens from `start` to `end`, or [1, ...] where all three are the same."""
-        answer = np.arange(max(start, self.num_prompt_tokens), end)[None] + self.request.delta
+    def positions(self, start: int, end: int) -> list[list[int]]:
+        """Positions of the tokens from `start` to `end` on each of three axes."""
+        answer = range(max(start, self.num_prompt_tokens) + self.request.delta, end + self.request.delta)
         if start >= self.num_prompt_tokens:
-            return answer
-        prompt = self.request.positions[:, start : min(end, self.num_prompt_tokens)]
-        return np.concatenate([prompt, np.broadcast_to(answer, (3, answer.size))], axis=1)
+            return [[*answer]] * 3
+        prompt: list[list[int]] = self.request.positions[:, start : min(end, self.num_prompt_tokens)].tolist()
+        return [[*axis, *answer] for axis in prompt]
 
 
 class TokenCounts:

@@ -28,14 +28,14 @@ def attend(heads: Tensor, groups: Sequence[tuple[int, int]], out: Tensor) -> Non
     """Attention inside each slice, from queries, keys and values `heads` [3, heads, n, head_dim].
 
     Fills `out` [n, heads, head_dim]; both contiguous. On CUDA one varlen kernel takes all slices where flash-attn is
-    installed (untested: no CUDA where this was written), on the CPU the project's own where it was compiled. Elsewhere
-    slices of one length go together, but long ones alone.
+    installed (untested: no CUDA where this was written), on the CPU the project's own where it was compiled. That takes
+    pairs too (`compiled.py`). Elsewhere slices of one length go together, but long ones alone.
     """
     if heads.is_cuda and flash_attn_varlen_func is not None and heads.dtype != torch.float32:
         out.copy_(_attend_varlen(heads, groups))
         return
-    kernels = compiled.kernels_for(heads)
-    if kernels is not None and heads.shape[3] <= compiled.MAX_HEAD_DIM:
+    kernels = compiled.kernels_for(out)
+    if kernels is not None and out.shape[2] <= compiled.MAX_HEAD_DIM:
         compiled.attend_in_slices(kernels, heads, _lengths(groups), out)
         return
     by_head = heads.device.type == "cpu" and heads.dtype == torch.float32 and can_pack(heads.dtype)

@@ -17,10 +17,23 @@ def kernels_for(like: Tensor) -> ctypes.CDLL | None:
     return library() if like.device.type == "cpu" and like.dtype == torch.float32 else None
 
 
+def can_pair(like: Tensor, head_dim: int, merge_size: int) -> bool:
+    """Whether attention can be by pairs of bf16, whose products go into sums of float32.
+
+    Slices are of whole merged patches, so that with an even `merge_size` all their lengths are even.
+    """
+    has_pairs = head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM and merge_size % 2 == 0
+    return has_pairs and hasattr(kernels_for(like), "attend_pairs_in_slices")
+
+
 def attend_in_slices(kernels: ctypes.CDLL, heads: Tensor, lengths: Sequence[int], out: Tensor) -> None:
-    """Attention inside slices of so many rows: `heads` [3, heads, n, head_dim] fill `out` [n, heads, head_dim]."""
-    _, num_heads, _, head_dim = heads.shape
-    kernels.attend_in_slices(
+    """Attention inside slices of so many rows: `heads` [3, heads, n, head_dim] fill `out` [n, heads, head_dim].
+
+    Or heads [3, heads, n, head_dim / 2] of int32, each two bf16 that `place_heads` has put there.
+    """
+    _, num_heads, head_dim = out.shape
+    attend = kernels.attend_in_slices if heads.dtype == torch.float32 else kernels.attend_pairs_in_slices
+    attend(
         *(_pointer(heads), _pointer(out), (ctypes.c_int64 * len(lengths))(*lengths)),
         *map(ctypes.c_int64, (len(lengths), num_heads, head_dim)),
         *(ctypes.c_float(head_dim**-0.5 * math.log2(math.e)), torch.get_num_threads()),
@@ -30,12 +43,14 @@ def attend_in_slices(kernels: ctypes.CDLL, heads: Tensor, lengths: Sequence[int]
 def place_heads(kernels: ctypes.CDLL, qkv: Tensor, cos: Tensor, sin: Tensor, heads: Tensor) -> None:
     """Queries and keys of `qkv` [n, 3, heads, head_dim], rotated, and values fill `heads` [3, heads, n, head_dim].
 
-    `heads` may be some rows of all, `cos` and `sin` are [n, head_dim / 2].
+    `heads` may be some rows of all, `cos` and `sin` are [n, head_dim / 2]. Into int32 go pairs, from an even number of
+    rows after an even number.
     """
     num_rows, _, num_heads, head_dim = qkv.shape
-    kernels.place_heads(
+    place = kernels.place_heads if heads.dtype == torch.float32 else kernels.place_pairs
+    place(
         *map(_pointer, (qkv, cos, sin, heads)),
-        *map(ctypes.c_int64, (num_rows, num_heads, head_dim, heads.stride(1) // head_dim)),
+        *map(ctypes.c_int64, (num_rows, num_heads, head_dim, heads.stride(1) // heads.shape[3])),
         torch.get_num_threads(),
     )
 

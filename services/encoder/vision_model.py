@@ -28,7 +28,8 @@ class Packing:
     """How slices share one sequence: `num_slices` of `num_patches` each follow one another, group by group.
 
     `stretches` are its rows in parts that go through linear layers at once. `heads` [3, heads, n, head_dim] is where
-    each layer puts its queries, keys and values, and `mixed` [n, heads, head_dim] what attention makes of them.
+    each layer puts its queries, keys and values, or half as many pairs (`compiled.py`), and `mixed` [n, heads,
+    head_dim] what attention makes of them.
     """
 
     groups: tuple[tuple[int, int], ...]
@@ -45,6 +46,7 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.config = config
+        self.rounds_heads = False  # to bf16 for attention, where there are kernels for it
         self.patch_dim = config.in_channels * config.temporal_patch_size * config.patch_size**2
         self.patch_embed = nn.Linear(self.patch_dim, config.embed_dim, bias=False)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
@@ -62,17 +64,21 @@ class VisionTransformer(nn.Module):
 
     def _pack(self, grids: Sequence[tuple[int, int]]) -> Packing:
         config, like = self.config, self.merger.ln_q.weight
-        head_dim, num_rows = config.embed_dim // config.num_heads, sum(h * w for h, w in grids)
-        runs = groupby(h * w for h, w in grids)
+        head_dim = config.embed_dim // config.num_heads
+        lengths = [h * w for h, w in grids]
+        pairs = self.rounds_heads and compiled.can_pair(like, head_dim, config.spatial_merge_size)
         tables = [rotary_table(h, w, config.spatial_merge_size, head_dim) for h, w in grids]
         # taken once for all layers: the system clears blocks of this size each time that it gives them
         return Packing(
-            groups=tuple((len(list(run)), num_patches) for num_patches, run in runs),
+            groups=tuple((len(list(run)), num_patches) for num_patches, run in groupby(lengths)),
             cos=torch.cat([cos for cos, _ in tables]).to(like.device),
             sin=torch.cat([sin for _, sin in tables]).to(like.device),
-            stretches=_stretches(num_rows, int(config.embed_dim * config.mlp_ratio), like.device.type),
-            heads=like.new_empty(3, config.num_heads, num_rows, head_dim),
-            mixed=like.new_empty(num_rows, config.num_heads, head_dim),
+            stretches=_stretches(sum(lengths), int(config.embed_dim * config.mlp_ratio), like.device.type),
+            heads=like.new_empty(
+                *(3, config.num_heads, sum(lengths), head_dim // 2 if pairs else head_dim),
+                dtype=torch.int32 if pairs else None,
+            ),
+            mixed=like.new_empty(sum(lengths), config.num_heads, head_dim),
         )
 
 
@@ -154,7 +160,7 @@ class Merger(nn.Module):
 
 
 def _stretches(num_rows: int, hidden_dim: int, device_type: str) -> tuple[slice, ...]:
-    """As few and as equal as may be: a short rest would read all weights for a few rows."""
+    """As few and as equal as may be, for a short rest would read all weights for a few rows; after even numbers."""
     at_once = max(1, (_HIDDEN_IN_CACHE if device_type == "cpu" else _HIDDEN_IN_MEMORY) // hidden_dim)
-    size = math.ceil(num_rows / math.ceil(num_rows / at_once))
+    size = 2 * math.ceil(num_rows / math.ceil(num_rows / at_once) / 2)
     return tuple(slice(start, min(start + size, num_rows)) for start in range(0, num_rows, size))

@@ -82,8 +82,9 @@ def load_vision(
 def lay_out(model: VisionTransformer, quantization: Quantization, activation: Activation) -> None:
     """Put a FastLinear in the place of every linear layer, each MLP's first with the activation behind it.
 
-    The patch embedding reads pixels and is never quantised.
+    The patch embedding reads pixels and is never quantised. Beside int8, attention need not be exact either.
     """
+    model.rounds_heads = quantization == "int8"
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):

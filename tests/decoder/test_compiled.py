@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention, silu
 from services.common.checkpoint import TextConfig
 from services.common.native import library, use_kernels
 from services.decoder.compiled import Kernels, kernels_for
-from services.decoder.compiled_attention import AttentionPlanner, planner_for
+from services.decoder.compiled_attention import AttentionPlanner, numbers_of_chunks, planner_for
 from services.decoder.rotary import Rotary, rotate
 from services.decoder.scheduler import Chunk
 from tests.decoder.harness import Model, Start
@@ -83,7 +83,10 @@ class Batch:
     def attended(self, kernels: Kernels) -> torch.Tensor:
         """What the kernel gives; it writes into the layer."""
         planner = AttentionPlanner(kernels, self.config, self.block_size)
-        return planner.plan(self.chunks, self.positions, self.slots).attend(self.projected, self.layer)
+        rows = [*[0] * len(self.projected), *self.slots.tolist(), *self.positions.flatten().tolist()]
+        numbers = torch.tensor([*rows, *numbers_of_chunks(self.chunks, self.block_size)])
+        plan = planner.plan(numbers, len(self.projected), len(self.chunks))
+        return plan.attend(self.projected, self.layer)
 
     def expected(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The same and the layer by PyTorch, in double precision."""

@@ -7,6 +7,7 @@ from torch import Tensor
 from services.common import native
 from services.encoder import attention, compiled
 from services.encoder.attention import attend
+from services.encoder.rotary import place_heads
 from tests.compiled import needs_kernels
 
 NUM_HEADS, HEAD_DIM = 2, 80
@@ -97,6 +98,29 @@ def test_a_row_is_the_same_in_any_company_by_any_threads() -> None:
         torch.set_num_threads(num_threads)
     assert torch.equal(together, alone)
     assert torch.equal(together, threaded)
+
+
+@needs_kernels
+@pytest.mark.parametrize("head_dim", [2, 32, 40, 72, 80, 254])
+def test_pairs_are_the_formula_of_what_is_rounded(head_dim: int) -> None:
+    """Heads rounded to bf16: only the weights' own rounding is between their attention and the formula."""
+    groups, angles = [(1, 2), (2, 98), (1, 400)], torch.zeros(598, head_dim // 2)
+    if not compiled.can_pair(angles, head_dim, 2):
+        pytest.skip("this processor has no products of bf16")
+    heads = random_heads(598, head_dim)
+    pairs = torch.empty(3, NUM_HEADS, 598, head_dim // 2, dtype=torch.int32)
+    for rows in (slice(0, 100), slice(100, 598)):
+        qkv = heads[:, :, rows].permute(2, 0, 1, 3).contiguous()
+        place_heads(qkv, angles[rows].cos(), angles[rows].sin(), pairs[:, :, rows])
+    out = torch.empty(598, NUM_HEADS, head_dim)
+    attend(pairs, groups, out)
+    torch.testing.assert_close(out, plain(heads.bfloat16().float(), groups), atol=4e-3, rtol=8e-3)
+
+
+def test_what_is_odd_is_not_paired() -> None:
+    """Pairs are of rows of one slice, and of columns of one head."""
+    assert not compiled.can_pair(torch.empty(0), 80, 3)
+    assert not compiled.can_pair(torch.empty(0), 81, 2)
 
 
 @needs_kernels

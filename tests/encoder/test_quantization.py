@@ -7,6 +7,7 @@ import torch
 
 from services.common.checkpoint import Checkpoint
 from services.common.linear import Quantization, can_quantize
+from services.encoder import compiled
 from services.encoder.weights import Vision, load_vision
 from tests.checkpoints import CheckpointSpec, build_checkpoint
 
@@ -34,6 +35,16 @@ def test_rows_point_where_fp32_points(folder: Path) -> None:
     quantized, plain = (model(patches, GRIDS) for model in models)
     assert not torch.equal(quantized, plain)
     assert torch.cosine_similarity(quantized, plain).min() >= 0.99
+
+
+@pytest.mark.parametrize(("quantization", "has_kernels"), [("int8", True), ("int8", False), ("none", True)])
+def test_attention_is_rounded_beside_int8_alone(
+    quantization: Quantization, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads are pairs of bf16 where the layers are int8 and the processor multiplies such; else they are float32."""
+    monkeypatch.setattr(compiled, "can_pair", lambda *_: has_kernels)
+    packing = load(DEMO, quantization).model._pack(GRIDS)
+    assert packing.heads.dtype == (torch.int32 if quantization == "int8" and has_kernels else torch.float32)
 
 
 def test_the_cache_tells_them_apart(tmp_path: Path) -> None:

@@ -175,7 +175,8 @@ static void give_results(const Scratch *s, const Step *step, const Job *job, flo
     for (int64_t i = 0; i < job->num_rows * group; i++) {
         const float *mixed = s->mixed + i * dim;
         if (job->partial < 0) {
-            give(mixed, s->total[i], out + ((job->row + i / group) * step->num_heads + job->head * group + i % group) * dim, dim);
+            const int64_t head = (job->row + i / group) * step->num_heads + job->head * group + i % group;
+            give(mixed, s->total[i], out + head * dim, dim);
             continue;
         }
         float *partial = step->partials + (job->partial * group + i) * (dim + 2);
@@ -222,8 +223,8 @@ static void merge(const Step *step, const Merge *merge, float *out) {
     }
 }
 
-/* Rows of queries, keys and values `projected` [num_rows, heads + 2 * kv_heads, head_dim] over and into a layer [blocks,
-   block_size, 2, kv_heads, head_dim]; `out` [num_rows, heads, head_dim]. */
+/* Rows `projected` [num_rows, heads + 2 * kv_heads, head_dim], whose keys and values are written into a layer [blocks,
+   block_size, 2, kv_heads, head_dim] first; `out` [num_rows, heads, head_dim]. */
 void attend_to_pages(const Step *step, const float *projected, float *layer, float *out, int num_threads) {
 #pragma omp parallel num_threads(num_threads)
     {

@@ -22,11 +22,15 @@ typedef struct {
 
 /* A step, the same for all layers. A row of `partials` is a query's sums, its greatest score and its total. */
 typedef struct {
-    int64_t num_rows, num_heads, num_kv_heads, head_dim, block_size, num_chunks, num_jobs, num_merges, num_partials;
+    int64_t num_heads, num_kv_heads, head_dim, block_size; /* of the model and its cache */
+    int64_t num_rows, num_chunks, num_jobs, num_merges, num_partials;
+    const float *frequencies; /* [head_dim / 2] */
+    const int64_t *axes;      /* [head_dim / 2] */
+    const int64_t *slots;     /* [num_rows] */
+    const int64_t *positions; /* [3, num_rows] */
     const Chunk *chunks;
-    const int32_t *blocks; /* all tables, one after the other */
-    const int64_t *slots;  /* [num_rows] */
-    const float *rotation; /* [num_rows, 2, head_dim / 2]: cosines, sines */
+    const int64_t *blocks; /* all tables, one after the other */
+    float *rotation;       /* [num_rows, 2, head_dim / 2]: cosines, sines */
     Job *jobs;
     Merge *merges;
     float *partials; /* [num_partials, heads of a key head, head_dim + 2] */

@@ -39,6 +39,17 @@ INLINE vec exp2_of(vec x) {
     return _mm512_scalef_ps(power, x);
 }
 
+/* Lane by lane `first` and `second` side by side as bf16; where the processor has no such type, nobody asks for it. */
+INLINE vec pair(vec first, vec second) {
+#ifdef __AVX512BF16__
+    const __m512i places = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                            21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    first = (vec)_mm512_permutexvar_epi16(places, (__m512i)_mm512_cvtne2ps_pbh(second, first));
+#endif
+    (void)second;
+    return first;
+}
+
 /* Rows become columns: each step takes lane by lane what stands half of the rows apart. */
 INLINE void transpose(vec rows[LANES]) {
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
