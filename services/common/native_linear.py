@@ -69,6 +69,11 @@ class NativeLinear:
             kernels.linear_zeros(self._pointer, weight.data_ptr(), zeros.data_ptr())
             self._layer.zeros = self._in_panels(zeros)
 
+    @property
+    def address(self) -> int:
+        """Of `Linear` in native/linear.c, for other kernels; it stays as long as this layer does."""
+        return self._pointer
+
     def __call__(self, rows: torch.Tensor) -> torch.Tensor:
         if rows.dtype != torch.float32 or rows.dim() != 2 or rows.shape[1] != self._num_inputs:
             raise ValueError(f"rows must be float32 [n, {self._num_inputs}], not {rows.dtype} {tuple(rows.shape)}")

@@ -14,9 +14,11 @@ _INT64, _POINTER = ctypes.c_int64, ctypes.c_void_p
 _ARGUMENTS: dict[str, tuple[type, ...]] = {
     "add_and_scale": (*[_POINTER] * 4, _INT64, _INT64, ctypes.c_float, ctypes.c_int),
     "gate": (_POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
-    "find_likeliest": (*[_POINTER] * 3, _INT64, _INT64, ctypes.c_int),
+    "find_likeliest": (_POINTER, _POINTER, _INT64, _POINTER, _POINTER, _INT64, _INT64, ctypes.c_int),
     "plan_step": (_POINTER, _POINTER, _INT64, _INT64, _POINTER, _INT64, ctypes.c_int),
     "attend_to_pages": (*[_POINTER] * 4, ctypes.c_int),
+    "layers_workspace_bytes": (_POINTER, _INT64),
+    "run_layers": (*[_POINTER] * 4, _INT64, _POINTER, ctypes.c_int),
 }
 
 
@@ -32,7 +34,8 @@ class Kernels:
         self._add_and_scale, self._gate = typed("add_and_scale"), typed("gate")
         self._find_likeliest = typed("find_likeliest")
         self.plan_step: Callable[..., int] = typed("plan_step", _INT64)
-        self.attend_to_pages = typed("attend_to_pages")
+        self.attend_to_pages, self.run_layers = typed("attend_to_pages"), typed("run_layers")
+        self.layers_workspace_bytes: Callable[..., int] = typed("layers_workspace_bytes", _INT64)
 
     def add_and_scale(self, rows: Tensor, added: Tensor | None, weight: Tensor, eps: float) -> Tensor:
         """Add to `rows` [n, size] in place; over the root of their mean square, times `weight` [size]."""
@@ -50,13 +53,18 @@ class Kernels:
         self._gate(both.data_ptr(), out.data_ptr(), num_rows, size, torch.get_num_threads())
         return out
 
-    def find_likeliest(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """The first column of each row's greatest value, and that value; NaN counts as the greatest."""
+    def find_likeliest(self, logits: Tensor, forbidden: Tensor) -> tuple[list[int], list[float]]:
+        """The first column of each row's greatest value, and that value; NaN counts as the greatest.
+
+        Columns that are `forbidden` become -inf before.
+        """
         num_rows, num_columns = logits.shape
-        tokens, greatest = torch.empty(num_rows, dtype=torch.int64), logits.new_empty(num_rows)
-        pointers = logits.data_ptr(), tokens.data_ptr(), greatest.data_ptr()
-        self._find_likeliest(*pointers, num_rows, num_columns, torch.get_num_threads())
-        return tokens, greatest
+        tokens, greatest = (_INT64 * num_rows)(), (ctypes.c_float * num_rows)()
+        self._find_likeliest(
+            *(logits.data_ptr(), forbidden.data_ptr(), len(forbidden), tokens, greatest),
+            *(num_rows, num_columns, torch.get_num_threads()),
+        )
+        return tokens[:], greatest[:]
 
 
 def kernels_for(device: torch.device, dtype: torch.dtype) -> Kernels | None:

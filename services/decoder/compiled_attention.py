@@ -36,7 +36,7 @@ class CompiledAttention:
     """The plan for the kernel, until the next one is made."""
 
     def __init__(self, kernels: Kernels, step: _Step, numbers: torch.Tensor, workspace: torch.Tensor) -> None:
-        self._kernels, self._step, self._address = kernels, step, ctypes.addressof(step)
+        self._kernels, self._step, self.address = kernels, step, ctypes.addressof(step)
         self._pointed_to = numbers, workspace
         self._size = step.num_rows, step.num_heads * step.head_dim
 
@@ -47,7 +47,7 @@ class CompiledAttention:
         """
         out = projected.new_empty(self._size)
         pointers = projected.data_ptr(), layer.data_ptr(), out.data_ptr()
-        self._kernels.attend_to_pages(self._address, *pointers, torch.get_num_threads())
+        self._kernels.attend_to_pages(self.address, *pointers, torch.get_num_threads())
         return out
 
 

@@ -13,6 +13,7 @@ from services.common.checkpoint import TextConfig
 from services.common.linear import Linear
 from services.decoder.attention import AttentionPlan
 from services.decoder.compiled_attention import CompiledAttention
+from services.decoder.compiled_layers import MAX_ROWS, layers_in_one
 from services.decoder.kv_cache import KVCache
 from services.decoder.norm import RmsNorm
 from services.decoder.rotary import Rotary, rotate
@@ -71,22 +72,34 @@ class LanguageModel:
         self.dtype, self.device = weights.norm.dtype, weights.norm.device
         self._norm = RmsNorm(config.hidden_size, config.rms_norm_eps, self.dtype, self.device)
         self._rotary = Rotary(config, self.dtype, self.device)
+        self._layers_in_one = layers_in_one(config, self.dtype, self.device, weights.layers)
 
     @torch.inference_mode()
     def run(self, step: StepInput, cache: KVCache) -> torch.Tensor:
         """Logits [sampled, vocab] in fp32; keys and values of all rows are written to the cache."""
-        hidden, added = self._embed(step), None
-        attend, last = self._attend_with(step), len(self.weights.layers) - 1
+        hidden, added = self._run_layers(step, self._embed(step), cache)
+        if not len(hidden):
+            return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+        return self.weights.head(self._norm(hidden, added, self.weights.norm)).float()
+
+    def _run_layers(
+        self, step: StepInput, hidden: torch.Tensor, cache: KVCache
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The rows that are sampled, after the last layer, and what is still to be added to them."""
+        in_one, attention = self._layers_in_one, step.attention
+        if in_one is not None and isinstance(attention, CompiledAttention) and len(hidden) <= MAX_ROWS:
+            in_one.run(attention, hidden, cache.memory)
+            return _sampled(step, hidden), None
+        added, attend = None, self._attend_with(step)
         for index, layer in enumerate(self.weights.layers):
-            projected = layer.qkv(self._norm(hidden, added, layer.input_norm))
-            attended = attend(projected, cache.layer(index))
-            if index == last and len(step.sampled_rows) < len(hidden):  # from here on only these rows matter
-                hidden, attended = (rows.index_select(0, step.sampled_rows) for rows in (hidden, attended))
+            attended = attend(layer.qkv(self._norm(hidden, added, layer.input_norm)), cache.layer(index))
+            if layer is self.weights.layers[-1]:  # from here on only these rows matter
+                hidden, attended = _sampled(step, hidden), _sampled(step, attended)
                 if not len(hidden):
-                    return hidden.new_empty(0, self.config.vocab_size, dtype=torch.float32)
+                    break
             normed = self._norm(hidden, layer.output(attended), layer.post_norm)
             added = layer.down(layer.gate_up(normed))
-        return self.weights.head(self._norm(hidden, added, self.weights.norm)).float()
+        return hidden, added
 
     def _embed(self, step: StepInput) -> torch.Tensor:
         hidden = self.weights.embedding.index_select(0, step.token_ids).to(self.dtype)
@@ -115,3 +128,7 @@ class LanguageModel:
         queries, written = heads[:, :num_heads], heads[:, num_heads:]
         memory.flatten(0, 1).index_copy_(0, slots, written.view(len(heads), 2, -1, head_dim))
         return attention.attend(queries, memory).flatten(1)
+
+
+def _sampled(step: StepInput, rows: torch.Tensor) -> torch.Tensor:
+    return rows.index_select(0, step.sampled_rows) if len(step.sampled_rows) < len(rows) else rows

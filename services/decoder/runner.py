@@ -14,8 +14,6 @@ from services.decoder.kv_cache import KVCache
 from services.decoder.language_model import LanguageModel, MediaRows, StepInput
 from services.decoder.scheduler import Chunk
 
-NUMBERS_OF_A_ROW = 5
-
 
 class ModelRunner:
     """Owns the model and the memory of keys and values.
@@ -45,14 +43,16 @@ class ModelRunner:
         of_rows, sampled = _numbers_of_rows(chunks, self.cache.block_size), _sampled_rows(chunks)
         of_chunks = numbers_of_chunks(chunks, self.cache.block_size) if self._planner is not None else []
         numbers = torch.tensor([*of_rows, *of_chunks, *sampled], dtype=torch.int64, device=self.model.device)
-        rows = numbers[: len(of_rows)].view(NUMBERS_OF_A_ROW, -1)
+        num_rows = len(of_rows) // 5
+        sizes = [num_rows, num_rows, 3 * num_rows, len(of_chunks), len(sampled)]
+        token_ids, slots, positions, _, sampled_rows = torch.split(numbers, sizes)
         return StepInput(
-            token_ids=rows[0],
-            positions=rows[2:],
-            slots=rows[1],
-            attention=self._attention(chunks, numbers, rows.shape[1]),
+            token_ids=token_ids,
+            positions=positions.view(3, num_rows),
+            slots=slots,
+            attention=self._attention(chunks, numbers, num_rows),
             media=tuple(_media_rows(chunks)),
-            sampled_rows=numbers[len(numbers) - len(sampled) :],
+            sampled_rows=sampled_rows,
         )
 
     def _attention(
@@ -77,7 +77,7 @@ class ModelRunner:
 
 
 def _numbers_of_rows(chunks: Sequence[Chunk], block_size: int) -> list[int]:
-    """The token, the slot and the position on each axis of all rows: one after the other, `NUMBERS_OF_A_ROW` times."""
+    """The tokens of all rows, then their slots, then their positions on each of three axes."""
     ids = (chunk.sequence.token_ids[chunk.start : chunk.end] for chunk in chunks)
     slots = (_slots(chunk, block_size) for chunk in chunks)
     axes = zip(*(chunk.sequence.positions(chunk.start, chunk.end) for chunk in chunks), strict=True)

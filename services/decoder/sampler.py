@@ -39,7 +39,6 @@ class Sampler:
     def sample(self, logits: torch.Tensor, sequences: Rows[Sequence]) -> list[Sample]:
         """One sample for each row of logits [rows, vocab] (fp32, overwritten)."""
         reported = _raw_logprobs(logits, sequences)
-        logits.index_fill_(1, self._forbidden, -torch.inf)
         _penalise(logits, sequences)
         _bias(logits, sequences)
         _forbid_early_stops(logits, sequences)
@@ -47,20 +46,22 @@ class Sampler:
         tokens, top = self._likeliest(logits)  # NaN, where there is one: it counts as the greatest
         drawn = [row for row, sequence in enumerate(sequences) if not sequence.request.params.is_greedy]
         if drawn:
-            tokens[drawn] = _draw(logits[drawn], [sequences[row] for row in drawn])
+            for row, token in zip(drawn, _draw(logits[drawn], [sequences[row] for row in drawn]).tolist(), strict=True):
+                tokens[row] = token
         return [
             Sample(token, _logprob(reported.get(row), token)) if math.isfinite(value) else Sample(None)
-            for row, (token, value) in enumerate(zip(tokens.tolist(), top.tolist(), strict=True))
+            for row, (token, value) in enumerate(zip(tokens, top, strict=True))
         ]
 
-    def _likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The column of each row's greatest value, and the value."""
+    def _likeliest(self, logits: torch.Tensor) -> tuple[list[int], list[float]]:
+        """The column of each row's greatest value, and the value, after the forbidden ones have become -inf."""
         if self._kernels is not None and logits.is_contiguous():
-            return self._kernels.find_likeliest(logits)
+            return self._kernels.find_likeliest(logits, self._forbidden)
+        logits.index_fill_(1, self._forbidden, -torch.inf)
         # On the CPU by NumPy, which takes an eighth of PyTorch's time.
         on_cpu = logits.device.type == "cpu"
         tokens = torch.from_numpy(logits.numpy().argmax(axis=1)) if on_cpu else logits.argmax(dim=1)
-        return tokens, logits.gather(1, tokens[:, None])[:, 0]
+        return tokens.tolist(), logits.gather(1, tokens[:, None])[:, 0].tolist()
 
 
 def uniform(seed: int, choice: int, step: int) -> float:

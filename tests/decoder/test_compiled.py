@@ -2,18 +2,25 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention, silu
 
-from services.common.checkpoint import TextConfig
+from benchmarks.engine import request_of
+from services.common.checkpoint import Checkpoint, TextConfig
 from services.common.native import library, use_kernels
 from services.decoder.compiled import Kernels, kernels_for
 from services.decoder.compiled_attention import AttentionPlanner, numbers_of_chunks, planner_for
+from services.decoder.kv_cache import KVCache
+from services.decoder.language_model import LanguageModel
 from services.decoder.rotary import Rotary, rotate
+from services.decoder.runner import ModelRunner
 from services.decoder.scheduler import Chunk
+from services.decoder.weights import load_language_model
+from tests.checkpoints import CheckpointSpec, build_checkpoint
 from tests.decoder.harness import Model, Start
 
 CPU = torch.device("cpu")
@@ -223,10 +230,14 @@ def test_likeliest(kernels: Kernels, num_columns: int) -> None:
     logits[2, num_columns // 2] = torch.inf
     logits[3, num_columns // 3], logits[3, -1] = torch.nan, torch.nan
     logits[4, -1] = 10
-    tokens, values = kernels.find_likeliest(logits)
-    expected = torch.from_numpy(logits.numpy().argmax(axis=1))
-    assert tokens.equal(expected)
-    torch.testing.assert_close(values, logits.gather(1, expected[:, None])[:, 0], rtol=0, atol=0, equal_nan=True)
+    logits[5, num_columns // 2] = 20
+    forbidden = torch.tensor([num_columns // 2] if num_columns > 1 else [], dtype=torch.int64)
+    expected = logits.index_fill(1, forbidden, -torch.inf)
+    tokens, values = kernels.find_likeliest(logits, forbidden)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=0, equal_nan=True)
+    assert tokens == expected.numpy().argmax(axis=1).tolist()
+    top = expected.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(values), top, rtol=0, atol=0, equal_nan=True)
 
 
 @needs_kernels
@@ -236,6 +247,29 @@ def test_heads_of_other_shapes_are_left_to_pytorch() -> None:
     planners = [planner_for(config(*shape), torch.float32, CPU, 16) for shape in fits]
     assert [planner is not None for planner in planners] == [True, False, False, False]
     assert planner_for(config(8, 2, 64), torch.bfloat16, CPU, 16) is None
+
+
+@needs_kernels
+def test_all_layers_in_one_call(tmp_path: Path) -> None:
+    """Steps of few rows give the same bits as layer by layer: streams, parts of prompts, and both."""
+    checkpoint = Checkpoint.open(str(build_checkpoint(tmp_path, CheckpointSpec(dtype="bfloat16", heads=4, kv_heads=2))))
+    weights = load_language_model(checkpoint, torch.float32, CPU).weights
+    assert LanguageModel(checkpoint.text, weights)._layers_in_one is not None
+    apart, together = (LanguageModel(checkpoint.text, weights) for _ in range(2))
+    apart._layers_in_one = None
+    runners = [ModelRunner(model, KVCache(checkpoint.text, 16, 8, torch.float32, CPU)) for model in (apart, together)]
+    first, second = (request_of([*range(seed, seed + 44)], 8).sequences[0] for seed in (5, 50))
+    first.blocks, second.blocks = list(range(8)), list(range(8, 16))
+    first.token_ids, second.token_ids = first.token_ids[:21], second.token_ids[:30]
+    steps = [
+        [Chunk(first, 0, 20), Chunk(second, 0, 30)],  # the end of a prompt, and a part of one
+        [Chunk(first, 20, 21), Chunk(second, 29, 30)],
+        [Chunk(second, 3, 9)],  # nothing is sampled
+    ]
+    for step in steps:
+        expected, logits = (runner.run(step) for runner in runners)
+        assert len(logits) == sum(chunk.is_last for chunk in step)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0)
 
 
 def test_answers_are_the_same_without_kernels(gqa_model: Model, start: Start) -> None:

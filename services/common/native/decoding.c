@@ -80,11 +80,15 @@ static Found look_through(const float *logits, int64_t first, int64_t last) {
     return found;
 }
 
-/* Each row's greatest logit [num] and the first token [num] that has it; NaN counts as greater than all. */
-void find_likeliest(const float *logits, int64_t *tokens, float *greatest, int64_t num, int64_t num_tokens,
-                    int num_threads) {
+/* Each row's greatest logit [num] and the first token [num] that has it; NaN counts as greater than all. The logits of
+   `forbidden` tokens become -infinity before. */
+void find_likeliest(float *logits, const int64_t *forbidden, int64_t num_forbidden, int64_t *tokens, float *greatest,
+                    int64_t num, int64_t num_tokens, int num_threads) {
     const int64_t size = (num_tokens + PARTS - 1) / PARTS;
     Found parts[num * PARTS + 1];
+    for (int64_t row = 0; row < num; row++)
+        for (int64_t i = 0; i < num_forbidden; i++)
+            if (forbidden[i] < num_tokens) logits[row * num_tokens + forbidden[i]] = -INFINITY;
 #pragma omp parallel num_threads(num_threads)
     {
 #pragma omp for
