@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
 from benchmarks.figures import CONTEXT, Figure, Result, compared
 from benchmarks.limits import Limits, Widths, encode_work, prefill_work, step_work
@@ -29,7 +31,7 @@ class Precision:
         """What a step reads: fp32 too reads the 16 bits that the checkpoints have; by PyTorch in small batches."""
         if self.name != "fp32":
             return Widths(self.weight_bytes, self.weight_bytes, self.kv_bytes, is_fp32=False)
-        if can_run():
+        if can_run(torch.bfloat16):
             return Widths(2, 2, 4, is_fp32=True)
         half = 2 if can_halve() else 4
         return Widths(half if batch <= MAX_FEW_ROWS else 4, half, 4, is_fp32=True)

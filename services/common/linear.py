@@ -13,6 +13,8 @@ import torch
 from torch.nn import functional
 from torch.nn.functional import linear
 
+from services.common.native_linear import NativeLinear, can_run
+
 Quantization = Literal["none", "int8"]
 Activation = Literal["none", "quick_gelu", "gelu", "gelu_pytorch_tanh", "silu", "relu"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)[1:]
@@ -97,6 +99,8 @@ def make_linear(
     activation: Activation = "none",
 ) -> Linear:
     """A linear layer with `weight` [out, in] and `bias` [out]; the caller should let go of the weight."""
+    if quantization == "int8" and can_run(torch.int8):
+        return _native_int8(weight, bias, activation)
     if activation == "quick_gelu":
         weight, bias = weight * QUICK_GELU, None if bias is None else bias * QUICK_GELU
         return ActivatedLinear(make_linear(weight, bias, quantization, "silu"), lambda x: x.mul_(1 / QUICK_GELU))
@@ -104,6 +108,14 @@ def make_linear(
         return PackedLinear(weight, bias, activation)
     plain = QuantizedLinear(weight, bias) if quantization == "int8" else PlainLinear(weight, bias)
     return plain if activation == "none" else ActivatedLinear(plain, _IN_PLACE[activation])
+
+
+def _native_int8(weight: torch.Tensor, bias: torch.Tensor | None, activation: Activation) -> Linear:
+    """int8 by the kernels in C, with the activations that they have."""
+    levels, scales = in_levels(weight)
+    if activation in ("none", "silu", "quick_gelu"):
+        return NativeLinear(levels, bias, scales=scales, activation=activation)
+    return ActivatedLinear(NativeLinear(levels, bias, scales=scales), _IN_PLACE[activation])
 
 
 def in_levels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -6,12 +6,14 @@ whole numbers. A row's result depends neither on the rows beside it nor on the n
 
 import ctypes
 from functools import cache, partial
-from typing import Final
+from typing import Final, Literal
 
 import torch
 
-from services.common.linear import Quantization
 from services.common.native import library
+
+NativeActivation = Literal["none", "silu", "quick_gelu"]
+STEEPNESS: Final[dict[NativeActivation, float]] = {"none": 0.0, "silu": 1.0, "quick_gelu": 1.702}  # x * sigmoid(s * x)
 
 _KINDS: Final = {torch.bfloat16: 0, torch.float16: 1, torch.int8: 2}
 ALIGNMENT: Final = 64  # of the vectors that the kernels read; PyTorch's allocator gives it
@@ -30,6 +32,7 @@ class _Layer(ctypes.Structure):
         ("num_columns", ctypes.c_int64),
         ("kind", ctypes.c_int32),
         ("is_gated", ctypes.c_int32),
+        ("steepness", ctypes.c_float),
     )
 
 
@@ -37,7 +40,8 @@ class NativeLinear:
     """`rows @ weight.T + bias` of rows [n, in] in float32 and a weight [out, in] in bfloat16, float16 or int8.
 
     `scales` [out] of int8: the weight is theirs times that, and rows become whole numbers as `QuantizedLinear` makes
-    them. Gated, the result is silu(first half) * second half. Raises ValueError for what the kernels do not take.
+    them. Gated, the result is the activation of its first half, times its second half. Raises ValueError for what the
+    kernels do not take.
     """
 
     def __init__(
@@ -46,16 +50,20 @@ class NativeLinear:
         bias: torch.Tensor | None = None,
         *,
         scales: torch.Tensor | None = None,
+        activation: NativeActivation = "none",
         is_gated: bool = False,
     ) -> None:
         kernels = _kernels()
-        if kernels is None or (weight.dtype == torch.int8 and not kernels.linear_has_int8()):
+        if kernels is None or not can_run(weight.dtype):
             raise ValueError(f"there are no kernels for weights of {weight.dtype}")
         _check(weight, bias, scales, is_gated=is_gated)
         self._kernels = kernels
         num_columns, self._num_inputs = weight.shape
         self._num_outputs = num_columns // 2 if is_gated else num_columns
-        self._layer = _Layer(None, None, None, None, self._num_inputs, num_columns, _KINDS[weight.dtype], is_gated)
+        self._layer = _Layer(
+            *(None, None, None, None),
+            *(self._num_inputs, num_columns, _KINDS[weight.dtype], is_gated, STEEPNESS[activation]),
+        )
         self._pointer = ctypes.addressof(self._layer)
         self._run, self._scratch_bytes = kernels.linear_run, partial(kernels.linear_scratch_bytes, self._pointer)
         self._kept: list[torch.Tensor] = []  # what the layer points to
@@ -102,10 +110,10 @@ class NativeLinear:
         return self._keep(packed)
 
 
-def can_run(quantization: Quantization = "none") -> bool:
-    """Whether there are kernels for this processor: for weights of 16 bits, or in int8."""
+def can_run(dtype: torch.dtype) -> bool:
+    """Whether there are kernels for weights of a dtype, and this processor can run them."""
     kernels = _kernels()
-    return kernels is not None and (quantization == "none" or bool(kernels.linear_has_int8()))
+    return kernels is not None and (dtype != torch.int8 or bool(kernels.linear_has_int8()))
 
 
 def in_16_bits(weight: torch.Tensor) -> torch.Tensor | None:

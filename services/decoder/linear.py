@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import silu
 
 from services.common.linear import SMALLEST, Linear, Quantization, in_levels, make_linear, runs
-from services.common.native_linear import CHECKED_ROWS, NativeLinear, can_run, in_16_bits
+from services.common.native_linear import CHECKED_ROWS, NativeActivation, NativeLinear, can_run, in_16_bits
 from services.decoder.compiled import kernels_for
 
 MAX_FEW_ROWS = 24  # of fbgemm: up to here reading the weight takes longest
@@ -71,9 +71,10 @@ def make_decoding_linear(
 
     `has_copy`: where PyTorch multiplies float32 by weights of 16 bits, whether there are those of 32 bits for prompts.
     """
-    native = _by_kernels_in_c(weight, bias, quantization, is_gated=is_gated)
-    if native is not None:
-        return native
+    if weight.dtype == torch.float32 and weight.device.type == "cpu":
+        native = _by_kernels_in_c(weight, bias, quantization, is_gated=is_gated)
+        if native is not None:
+            return native
     inner = _by_pytorch(weight, bias, quantization, has_copy=has_copy)
     return GatedLinear(inner, weight) if is_gated else inner
 
@@ -82,13 +83,14 @@ def _by_kernels_in_c(
     weight: torch.Tensor, bias: torch.Tensor | None, quantization: Quantization, *, is_gated: bool
 ) -> Linear | None:
     """None where they cannot."""
-    if weight.dtype != torch.float32 or weight.device.type != "cpu" or not can_run(quantization):
-        return None
+    activation: NativeActivation = "silu" if is_gated else "none"
     if quantization == "int8":
+        if not can_run(torch.int8):
+            return None
         levels, scales = in_levels(weight)
-        return NativeLinear(levels, bias, scales=scales, is_gated=is_gated)
-    stored = in_16_bits(weight)
-    return None if stored is None else NativeLinear(stored, bias, is_gated=is_gated)
+        return NativeLinear(levels, bias, scales=scales, activation=activation, is_gated=is_gated)
+    stored = in_16_bits(weight) if can_run(torch.bfloat16) else None
+    return None if stored is None else NativeLinear(stored, bias, activation=activation, is_gated=is_gated)
 
 
 def _by_pytorch(

@@ -104,7 +104,7 @@ def test_kernels_read_sixteen_bits(dtype: torch.dtype) -> None:
     assert isinstance(make_decoding_linear(torch.randn(200, 600)), PackedLinear)
 
 
-@pytest.mark.skipif(not (can_run("int8") and can_quantize()), reason="this processor has no int8 kernels in C")
+@pytest.mark.skipif(not (can_run(torch.int8) and can_quantize()), reason="this processor has no int8 kernels in C")
 def test_kernels_compute_int8() -> None:
     """In int8 the kernels in C give what oneDNN's give, to the last bit."""
     weight, bias = torch.randn(200, 600), torch.randn(200)

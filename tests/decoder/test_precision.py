@@ -33,7 +33,7 @@ def test_half_precision_is_close_to_transformers(gqa_model: Model, dtype: torch.
     assert (ours - theirs).abs().sum() / 2 < 0.05
 
 
-FORMS: list[tuple[Kernels, bool]] = [("auto", True)] if can_run() else []
+FORMS: list[tuple[Kernels, bool]] = [("auto", True)] if can_run(torch.bfloat16) else []
 if can_halve():
     FORMS += [("torch", True), ("torch", False)]
 

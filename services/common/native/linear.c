@@ -11,6 +11,8 @@
 enum {
     CHUNK_STEPS = 128,         /* 16 KiB of a panel: in the first-level cache, beside the rows */
     BLOCK_ROWS = 4 * MAX_TILE, /* a weight is read again for each block: by then products take much longer */
+    READY_ROWS = 10 * BLOCK_ROWS, /* between two barriers: each costs a time slice where threads share a core */
+    FEW_BYTES = 256 << 10,        /* of rows that a thread copies in a hundredth of the time for a weight */
     ROW_LEVELS = 127,
     ROW_ZERO = 128, /* makes levels of rows unsigned */
 };
@@ -25,7 +27,8 @@ typedef struct {
     const __m512i *zeros; /* int8: what ROW_ZERO adds to each column's sum */
     int64_t num_inputs, num_columns;
     int32_t kind;
-    int32_t is_gated; /* outputs are silu(first half of the columns) * second half; a panel has a vector of each */
+    int32_t is_gated; /* outputs are those of the first half of the columns times the others; a panel has both */
+    float steepness;  /* of the activation x * sigmoid(steepness * x), of the first half where gated; 0 for none */
 } Linear;
 
 static int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -47,7 +50,7 @@ int64_t linear_weight_bytes(const Linear *layer) { return linear_padded_columns(
 
 /* What `linear_run` needs of memory for a number of rows. */
 int64_t linear_scratch_bytes(const Linear *layer, int64_t num_rows) {
-    return min(num_rows, BLOCK_ROWS) * (row_bytes(layer) + (int64_t)sizeof(float));
+    return min(num_rows, READY_ROWS) * (row_bytes(layer) + (int64_t)sizeof(float));
 }
 
 int32_t linear_has_int8(void) {
@@ -138,11 +141,10 @@ static Group group_of(int64_t row, int64_t num_rows) {
     return (Group){first, num_rows * (group + 1) / num_groups - first};
 }
 
-/* This thread's runs of a group of rows to what the tiles read. */
-static void prepare(const Linear *layer, const float *x, int64_t num_rows, char *to, float *row_scales) {
+/* Some runs of a group of rows to what the tiles read. */
+static void prepare(const Linear *layer, const float *x, int64_t num_rows, int64_t first, int64_t last, char *to,
+                    float *row_scales) {
     const int64_t num_inputs = layer->num_inputs, run_bytes = RUN_STEPS * row_step_bytes(layer);
-    int64_t first, last;
-    share(num_runs(layer), &first, &last);
     for (int64_t row = 0; row < num_rows; row++, x += num_inputs) {
         if (layer->kind == INT8) row_scales[row] = scale_of(x, num_inputs); /* every thread, the same */
         for (int64_t run = first; run < last; run++) {
@@ -160,6 +162,28 @@ static void prepare(const Linear *layer, const float *x, int64_t num_rows, char 
     }
 }
 
+/* Where the `index`th block of some rows begins. Blocks are as equal as can be, as groups are. */
+static int64_t block_start(int64_t index, int64_t num_rows) {
+    return num_rows * index / divided_up(num_rows, BLOCK_ROWS);
+}
+
+/* The same runs of all rows, block by block and group by group. */
+static void prepare_all(const Linear *layer, const float *x, int64_t num_rows, int64_t first, int64_t last, char *to,
+                        float *row_scales) {
+    for (int64_t block = 0; block < divided_up(num_rows, BLOCK_ROWS); block++) {
+        const int64_t start = block_start(block, num_rows), size = block_start(block + 1, num_rows) - start;
+        for (int64_t row = 0; row < size;) {
+            const Group group = group_of(row, size);
+            const int64_t at = start + row;
+            char *of_group = to + at * row_bytes(layer);
+            prepare(layer, x + at * layer->num_inputs, group.size, first, last, of_group, row_scales + at);
+            row += group.size;
+        }
+    }
+}
+
+INLINE vec activated(vec x, float steepness) { return x / (all(1.0f) + exp2_of(x * all(-LOG2_E * steepness))); }
+
 /* A panel's sums [row][2] to outputs. */
 static void finish(const Linear *layer, int64_t panel, int64_t num_rows, const __m512i *sums, const float *row_scales,
                    float *out) {
@@ -176,7 +200,9 @@ static void finish(const Linear *layer, int64_t panel, int64_t num_rows, const _
             }
             if (layer->bias != NULL) values[vector] += layer->bias[place];
         }
-        if (layer->is_gated) values[0] = values[0] / (all(1.0f) + exp2_of(values[0] * all(-LOG2_E))) * values[1];
+        if (layer->steepness > 0) values[0] = activated(values[0], layer->steepness);
+        if (layer->is_gated) values[0] *= values[1];
+        else if (layer->steepness > 0) values[1] = activated(values[1], layer->steepness);
         store_part(out, num_left, values[0]);
         if (num_left > LANES) store_part(out + LANES, num_left - LANES, values[1]);
     }
@@ -198,34 +224,49 @@ static void multiply(const Linear *layer, int64_t panel, int64_t num_rows, const
     }
 }
 
-/* A block of rows: made ready by all threads, then taken through this thread's panels. */
-static void run_block(const Linear *layer, const float *x, int64_t num_rows, float *out, char *rows,
-                      float *row_scales) {
-    for (int64_t row = 0; row < num_rows;) {
-        const Group group = group_of(row, num_rows);
-        prepare(layer, x + row * layer->num_inputs, group.size, rows + row * row_bytes(layer), row_scales + row);
-        row += group.size;
-    }
-#pragma omp barrier
+/* All blocks of rows by this thread's panels. */
+static void multiply_all(const Linear *layer, int64_t num_rows, const char *rows, const float *row_scales, float *out) {
     int64_t first, last;
     share(num_panels(layer), &first, &last);
-    for (int64_t panel = first; panel < last; panel++) {
-        __m512i sums[2 * BLOCK_ROWS];
-        memset(sums, 0, (size_t)num_rows * 2 * sizeof *sums);
-        multiply(layer, panel, num_rows, rows, sums);
-        finish(layer, panel, num_rows, sums, row_scales, out);
+    for (int64_t block = 0; block < divided_up(num_rows, BLOCK_ROWS); block++) {
+        const int64_t start = block_start(block, num_rows), size = block_start(block + 1, num_rows) - start;
+        for (int64_t panel = first; panel < last; panel++) {
+            __m512i sums[2 * BLOCK_ROWS];
+            memset(sums, 0, (size_t)size * 2 * sizeof *sums);
+            multiply(layer, panel, size, rows + start * row_bytes(layer), sums);
+            finish(layer, panel, size, sums, row_scales + start, out + start * num_outputs(layer));
+        }
     }
+}
+
+/* Few rows, made ready by each thread for itself: threads that need not wait for one another. */
+static void run_few(const Linear *layer, const float *x, int64_t num_rows, float *out) {
+    _Alignas(64) char rows[FEW_BYTES];
+    float *row_scales = (float *)(rows + num_rows * row_bytes(layer));
+    prepare_all(layer, x, num_rows, 0, num_runs(layer), rows, row_scales);
+    multiply_all(layer, num_rows, rows, row_scales, out);
+}
+
+/* Rows made ready by all threads together, as many at a time as there is `scratch` for. */
+static void run_many(const Linear *layer, const float *x, int64_t num_rows, float *out, char *scratch) {
+    float *row_scales = (float *)(scratch + min(num_rows, READY_ROWS) * row_bytes(layer));
+    int64_t first, last;
+    share(num_runs(layer), &first, &last);
+    for (int64_t start = 0; start < num_rows; start += READY_ROWS) {
+        const int64_t num_now = min(num_rows - start, READY_ROWS);
+        prepare_all(layer, x + start * layer->num_inputs, num_now, first, last, scratch, row_scales);
 #pragma omp barrier
+        multiply_all(layer, num_now, scratch, row_scales, out + start * num_outputs(layer));
+        if (start + num_now < num_rows) {
+#pragma omp barrier
+        }
+    }
 }
 
 /* Rows `x` [num_rows, num_inputs] to `out` [num_rows, outputs]; for `scratch` see `linear_scratch_bytes`. */
 void linear_run(const Linear *layer, const float *x, int64_t num_rows, float *out, char *scratch, int32_t num_threads) {
-    const int64_t num_blocks = divided_up(num_rows, BLOCK_ROWS);
-    float *row_scales = (float *)(scratch + min(num_rows, BLOCK_ROWS) * row_bytes(layer));
+    const int is_few = num_rows * (row_bytes(layer) + (int64_t)sizeof(float)) <= FEW_BYTES;
 #pragma omp parallel num_threads(num_threads)
-    for (int64_t block = 0; block < num_blocks; block++) {
-        const int64_t first = num_rows * block / num_blocks, size = num_rows * (block + 1) / num_blocks - first;
-        float *to = out + first * num_outputs(layer);
-        run_block(layer, x + first * layer->num_inputs, size, to, scratch, row_scales);
-    }
+    if (is_few) run_few(layer, x, num_rows, out);
+    else run_many(layer, x, num_rows, out, scratch);
 }

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from services.common.native_linear import NativeLinear, can_run, in_16_bits
+from services.common.native_linear import NativeActivation, NativeLinear, can_run, in_16_bits
 from tests.compiled import needs_kernels
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 SHAPES = ((1, 1), (3, 5), (64, 64), (66, 129), (200, 600), (130, 1537))  # out, in
-COUNTS = (1, 2, 5, 11, 12, 13, 31, 48, 49, 100)  # of rows: tiles, groups and blocks
+COUNTS = (1, 2, 5, 11, 12, 13, 31, 48, 49, 100, 481)  # of rows: tiles, groups, blocks, and more than are made ready
 
 pytestmark = needs_kernels
-needs_int8 = pytest.mark.skipif(not can_run("int8"), reason="this processor has no int8 kernels in C")
+needs_int8 = pytest.mark.skipif(not can_run(torch.int8), reason="this processor has no int8 kernels in C")
 
 
 def _layer(dtype: torch.dtype, out: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,8 +39,19 @@ def test_gated(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     weight, bias = _layer(dtype, *shape)
     rows = torch.randn(17, shape[1])
     gate, up = functional.linear(rows.double(), weight.double(), bias.double()).chunk(2, dim=1)
-    found = NativeLinear(weight, bias, is_gated=True)(rows)
+    found = NativeLinear(weight, bias, activation="silu", is_gated=True)(rows)
     torch.testing.assert_close(found.double(), functional.silu(gate) * up, atol=1e-4, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("activation", "steepness"), [("silu", 1.0), ("quick_gelu", 1.702)])
+def test_activations(activation: NativeActivation, steepness: float) -> None:
+    """Each is x * sigmoid(steepness * x), of what is huge and of what is not finite too."""
+    weight, bias = _layer(torch.bfloat16, 66, 129)
+    bias[:6] = torch.tensor([torch.inf, -torch.inf, torch.nan, 1e38, -1e38, -60.0])
+    rows = torch.randn(17, 129)
+    plain = functional.linear(rows, weight.float(), bias)
+    found = NativeLinear(weight, bias, activation=activation)(rows)
+    torch.testing.assert_close(found, plain * torch.sigmoid(steepness * plain), atol=1e-5, rtol=1e-5, equal_nan=True)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -72,7 +83,9 @@ def test_whole_numbers(is_gated: bool) -> None:
     if is_gated:
         gate, up = wanted.chunk(2, dim=1)
         wanted = functional.silu(gate) * up
-    found = NativeLinear(weight, bias, scales=scales, is_gated=is_gated)(rows)
+    found = NativeLinear(weight, bias, scales=scales, activation="silu" if is_gated else "none", is_gated=is_gated)(
+        rows
+    )
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
