@@ -62,7 +62,7 @@ def _slice(count: int, num_repeats: int) -> Result:
     out = torch.empty(count, *heads.shape[1::2])
     own = partial(attend, heads, [(1, count)], out)
     fused = partial(functional.scaled_dot_product_attention, *heads[:, None])
-    return _beside(f"layer: {count} patches attend, head by head", own, "PyTorch's fused attention", fused, num_repeats)
+    return _beside(f"layer: {count} patches attend", own, "PyTorch's fused attention", fused, num_repeats)
 
 
 def _mlp(name: str, quantization: Quantization, num_repeats: int) -> Result:
