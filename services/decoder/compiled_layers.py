@@ -14,7 +14,7 @@ from services.decoder.compiled_attention import CompiledAttention
 if TYPE_CHECKING:
     from services.decoder.language_model import LayerWeights
 
-MAX_ROWS = 64  # from here on what lies between two kernels does not count
+MAX_ROWS = 32  # from here on what lies between two kernels does not count
 
 _SIZES = "num_layers size num_gated num_heads num_kv_heads head_dim"
 _LINEARS = ("qkv", "output", "gate_up", "down")

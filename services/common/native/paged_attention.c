@@ -231,9 +231,12 @@ void attend_to_pages(const Step *step, const float *projected, float *layer, flo
 #pragma omp for schedule(static)
         for (int64_t i = 0; i < step->num_rows * step->num_kv_heads; i++)
             write_head(step, projected, layer, i / step->num_kv_heads, i % step->num_kv_heads);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(dynamic) nowait
         for (int64_t i = 0; i < step->num_jobs; i++) run_job(step, step->jobs + i, projected, layer, out);
-#pragma omp for schedule(static)
-        for (int64_t i = 0; i < step->num_merges; i++) merge(step, step->merges + i, out);
+        if (step->num_merges) { /* else nobody waits for anybody but at the end */
+#pragma omp barrier
+#pragma omp for schedule(static) nowait
+            for (int64_t i = 0; i < step->num_merges; i++) merge(step, step->merges + i, out);
+        }
     }
 }
