@@ -44,6 +44,7 @@ PROOFS: dict[str, Proof] = {
     "encoder-killed": on_stage(deaths.prove_encoder, 2),
     "slow-reader": on_stage(slow_reader.prove, 1),
     "overload": on_stage(overload.prove, 1, overload.SETTINGS),
+    "overload-default": on_stage(overload.prove_by_default, 1, overload.DEFAULT_SETTINGS),
     "cancels": lambda options: on_stage(
         lambda found: cancels.prove(found, options.cancels, options.seconds), 1, METRICS
     )(options),
