@@ -20,7 +20,7 @@ from tests.exactness.reference import Reference
 from tests.harness import Failure, ask, ask_until_back, failure, gateway, metrics, wait_until
 from tests.hostile.videos import hidden_frames
 
-LARGE = 1008  # pixels a side: a second of work for the encoder
+LARGE = 1260  # pixels a side: long enough in the encoder for deadlines to pass meanwhile
 PART = "conversation.messages[0].parts[0]"
 ENCODED, BEGUN = "diptych_encoder_batch_patches_sum", "diptych_decoder_prompt_tokens_total"
 UNDER_WAY, WAITING = "diptych_encoder_queued_patches", "diptych_encoder_slices_waiting"
