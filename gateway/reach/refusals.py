@@ -26,11 +26,12 @@ class Wish:
 class _Refusal:
     wish: Wish
     num_calls: int
-    error: Overloaded
+    message: str  # and not the error, whose traceback holds the request
+    retry_after_s: float
     ends_at: float
 
     def again(self) -> Overloaded:
-        return Overloaded(self.error.message, retry_after_s=self.error.retry_after_s)
+        return Overloaded(self.message, retry_after_s=self.retry_after_s)
 
 
 class Refusals:
@@ -47,7 +48,8 @@ class Refusals:
     def note(self, wish: Wish, num_calls: int, error: Overloaded) -> None:
         """A call was refused beside `num_calls` others of this gateway; beside none, nothing here will tell its end."""
         if num_calls:
-            self._last = _Refusal(wish, num_calls, error, self._clock() + REMEMBERED_S)
+            ends_at = self._clock() + REMEMBERED_S
+            self._last = _Refusal(wish, num_calls, error.message, error.retry_after_s, ends_at)
 
     def of(self, wish: Wish, num_calls: int) -> Overloaded | None:
         """The refusal that a call beside `num_calls` others would get."""
