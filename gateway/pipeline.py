@@ -1,4 +1,7 @@
-"""One request's journey, top to bottom: validate, load media, build the prompt, look up or encode, decode, answer."""
+"""One request's journey, top to bottom: validate, load media, build the prompt, look up or encode, decode, answer.
+
+It begins with a look at what the decoders have just refused: who would be refused too is told so first.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator

@@ -33,7 +33,9 @@ class EncoderSettings(CommonSettings, ServerSettings, WorkerSettings):
         "auto", description="auto: the project's compiled kernels, where there are some; torch: PyTorch's alone."
     )
     quantize: Quantization = Field(
-        "none", description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32; none: as they are."
+        "none",
+        description="int8: linear layers in whole numbers of 8 bits, on the CPU in float32, and with compiled kernels"
+        " attention in pairs of bf16; none: as they are.",
     )
     embedding_dtype: EmbeddingDtype = Field(
         "auto",
