@@ -1,5 +1,6 @@
 """What a decoder has just refused is refused without asking it: to who asks as much, while nothing has ended."""
 
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 
@@ -53,6 +54,16 @@ def test_who_asks_as_much_hears_the_same(refusals: Refusals) -> None:
 def test_who_asks_for_less_may_ask(refusals: Refusals, wish: Wish) -> None:
     """More patience, or a shorter answer: whoever has neither cannot keep others from asking."""
     assert refusals.of(wish, 5) is None
+
+
+def test_nothing_of_the_refused_request_is_kept(clock: Clock) -> None:
+    """An error's traceback holds the request, media and all: what is remembered is what it says."""
+    error = Overloaded("no", retry_after_s=3.0)
+    alive, refusals = weakref.ref(error), Refusals(clock)
+    refusals.note(WISH, 5, error)
+    del error
+    assert alive() is None
+    assert refusals.of(WISH, 5) is not None
 
 
 def test_the_end_of_a_call_lets_one_ask(refusals: Refusals) -> None:
