@@ -38,11 +38,7 @@ def main() -> None:
     arguments = _parse()
     console = Console(width=None if sys.stdout.isatty() else 140)
     conditions = Conditions.now(quick=arguments.quick)
-    limits = measure_limits()
-    results = [
-        Result("memory read", limits.read_gb_per_s, "GB/s"),
-        Result("fp32 matrix product", limits.gemm_gflop_per_s, "GFLOP/s"),
-    ]
+    results = [Result(figure.name, figure.value, figure.unit) for figure in measure_limits().figures]
     for name, part in _parts(arguments):
         console.print(name)
         results += _attempt(part)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from benchmarks.figures import FRAMES_PER_S, MILLISECONDS, PICTURES_PER_S, median_ms, say
+from benchmarks.limits import say_limits
 from benchmarks.pictures import CLIP_FRAMES, CLIP_SIDE, MIXED_SIDES, SIDES, clip_file, picture_file
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint
@@ -34,6 +35,7 @@ class EncoderBenchmark:
         for side in sides:
             files = [(picture_file(side), side)]
             say(f"encode {side} x {side}", self._median_ms(partial(self._encode, files)), MILLISECONDS)
+            say_limits()
 
     def many(self, sides: Sequence[int]) -> None:
         """Pictures of one size in full batches."""
@@ -98,9 +100,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_freed_memory()  # as the encoder does
     checkpoint = Checkpoint.open(arguments.checkpoint)
-    benchmark = EncoderBenchmark(
-        checkpoint, arguments.quantize, num_repeats=1 if arguments.quick or arguments.large else 3
-    )
+    benchmark = EncoderBenchmark(checkpoint, arguments.quantize, num_repeats=1 if arguments.quick else 3)
     benchmark.pictures(SIDES[-2:])
     if not arguments.large:
         benchmark.many(SIDES)

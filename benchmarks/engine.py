@@ -18,6 +18,7 @@ from benchmarks.figures import (
     CONTEXT,
     MILLISECONDS,
     PERCENT,
+    TIMES,
     TOKENS,
     TOKENS_PER_S,
     Effort,
@@ -25,6 +26,7 @@ from benchmarks.figures import (
     median_ms,
     say,
 )
+from benchmarks.limits import say_limits
 from services.common import mrope
 from services.common.allocator import keep_freed_memory
 from services.common.checkpoint import Checkpoint
@@ -114,15 +116,25 @@ class EngineBenchmark:
 
     def __init__(self, checkpoint: Checkpoint, model: LanguageModel, effort: Effort) -> None:
         self._checkpoint, self._model = checkpoint, model
-        self._num_repeats, self._num_tokens = effort.num_repeats, effort.num_tokens
+        self._num_repeats, self._num_steps, self._num_tokens = effort.num_repeats, effort.num_steps, effort.num_tokens
 
-    def decode(self, batch: int) -> None:
+    def decode(self, batches: tuple[int, ...]) -> None:
+        """Tokens a second of so many streams, and how many more that are of the most than of the next fewer."""
+        speeds = []
+        for batch in batches:
+            speeds.append(self._decode(batch))
+            say(f"decode, batch {batch}", speeds[-1], TOKENS_PER_S)
+            if batch == batches[-1]:
+                say(f"decode, batch {batch} over batch {batches[-2]}", speeds[-1] / speeds[-2], TIMES)
+            say_limits()
+
+    def _decode(self, batch: int) -> float:
         """Tokens a second of `batch` streams that start together: from the median time between tokens."""
         with self._engine(started=False, **ALL_AT_ONCE) as engine:
             streams = [Stream(engine, _text(CONTEXT), self._num_tokens, []) for _ in range(batch)]
             engine.start()
             intervals = [stream.wait().intervals_ms for stream in streams]
-        say(f"decode, batch {batch}", batch * 1000 / median(intervals[0]), TOKENS_PER_S)
+        return batch * 1000 / median(intervals[0])
 
     def prefill(self, num_tokens: int) -> None:
         """Time to the first token of a text prompt."""
@@ -184,10 +196,10 @@ class EngineBenchmark:
 
     def steps(self, batches: tuple[int, ...], contexts: tuple[int, ...]) -> None:
         """Time of one decode step over the batch, and over the context. What the cache holds does not matter."""
-        for batch in batches:
-            say(f"step, batch {batch}, context {contexts[0]}", self._step_ms(batch, contexts[0]), MILLISECONDS)
-        for context in contexts[1:]:
-            say(f"step, batch 1, context {context}", self._step_ms(1, context), MILLISECONDS)
+        sizes = [*((batch, contexts[0]) for batch in batches), *((1, context) for context in contexts[1:])]
+        for batch, context in sizes:
+            say(f"step, batch {batch}, context {context}", self._step_ms(batch, context), MILLISECONDS)
+            say_limits()
 
     def _step_ms(self, batch: int, context: int) -> float:
         num_blocks = context // BLOCK_SIZE + 1
@@ -198,7 +210,7 @@ class EngineBenchmark:
         for index, sequence in enumerate(sequences):
             sequence.blocks = list(range(index * num_blocks, (index + 1) * num_blocks))
         chunks = [Chunk(sequence, context - 1, context) for sequence in sequences]
-        return median_ms(lambda: sampler.sample(runner.run(chunks), sequences), self._num_repeats * 2)
+        return median_ms(lambda: sampler.sample(runner.run(chunks), sequences), self._num_steps)
 
     def _picture(self, offset: int) -> MediaItem:
         num_tokens = PICTURE[1] * PICTURE[2] // 4
@@ -258,10 +270,10 @@ def main() -> None:
     effort = Effort.of(arguments)
     benchmark = EngineBenchmark(checkpoint, model, effort)
     if arguments.part == "speed":
-        for batch in BATCHES:
-            benchmark.decode(batch)
+        benchmark.decode(BATCHES)
         for num_tokens in effort.prefills:
             benchmark.prefill(num_tokens)
+            say_limits()
         return
     benchmark.second_question()
     benchmark.fifth_turn()

@@ -13,7 +13,7 @@ from typing import Any
 BATCHES = (1, 8, 16)
 CONTEXT = 300
 PREFILLS = (64, 288, 1024)
-TOKENS_PER_S, TOKENS, MILLISECONDS, PERCENT = "tok/s", "tokens", "ms", "%"
+TOKENS_PER_S, TOKENS, MILLISECONDS, PERCENT, TIMES = "tok/s", "tokens", "ms", "%", "times"
 PICTURES_PER_S, FRAMES_PER_S = "pictures/s", "frames/s"
 
 
@@ -41,9 +41,10 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How thoroughly to measure: repeats of a prompt, tokens of an answer, and lengths of prompts."""
+    """How thoroughly to measure: repeats of a prompt and of a step, tokens of an answer, and lengths of prompts."""
 
     num_repeats: int
+    num_steps: int
     num_tokens: int
     prefills: tuple[int, ...] = PREFILLS
 
@@ -51,8 +52,8 @@ class Effort:
     def of(cls, arguments: Namespace) -> "Effort":
         """From --quick, and --large for a model of real size, whose steps take long enough to differ little."""
         if arguments.quick:
-            return cls(2, 16)
-        return cls(2, 12, PREFILLS[:2]) if arguments.large else cls(3, 32)
+            return cls(2, 4, 16)
+        return cls(2, 8, 24, PREFILLS[:2]) if arguments.large else cls(5, 50, 100)
 
 
 def argument_parser(description: str | None) -> ArgumentParser:

@@ -1,9 +1,14 @@
-"""What the machine allows, measured in the same run: reading memory, and multiplying matrices."""
+"""What the machine allows, measured in the same run: reading memory, and multiplying matrices.
+
+As a program it says its figures, for programs that measure between two of their own (`say_limits`).
+"""
 
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -12,11 +17,12 @@ from statistics import median
 import torch
 
 from benchmarks.checkpoints import Shape
-from benchmarks.figures import timed_ms
+from benchmarks.figures import Figure, say, timed_ms
 
 READER = Path(__file__).with_name("read_bandwidth.c")
 GEMM_SIDE = 2048
 NUM_REPEATS = 9
+READ, MULTIPLY = "memory read", "fp32 matrix product"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +32,24 @@ class Limits:
     read_gb_per_s: float
     gemm_gflop_per_s: float
 
+    @classmethod
+    def of(cls, figures: Sequence[Figure]) -> "Limits":
+        """From their two figures."""
+        values = {figure.name: figure.value for figure in figures}
+        return cls(values[READ], values[MULTIPLY])
+
+    @property
+    def figures(self) -> list[Figure]:
+        """As they are told."""
+        return [Figure(READ, self.read_gb_per_s, "GB/s"), Figure(MULTIPLY, self.gemm_gflop_per_s, "GFLOP/s")]
+
     def share(self, work: "Work", seconds: float) -> float:
         """How much of the limit is reached: the least time for `work` over the time it took."""
-        return max(work.num_bytes / 1e9 / self.read_gb_per_s, work.flop / 1e9 / self.gemm_gflop_per_s) / seconds
+        return self.least_s(work) / seconds
+
+    def least_s(self, work: "Work") -> float:
+        """The least time for it."""
+        return max(work.num_bytes / 1e9 / self.read_gb_per_s, work.flop / 1e9 / self.gemm_gflop_per_s)
 
     def between(self, other: "Limits") -> "Limits":
         """The middle of two moments."""
@@ -87,6 +108,11 @@ def measure_limits() -> Limits:
     return Limits(_read_gb_per_s(), _gemm_gflop_per_s())
 
 
+def say_limits() -> None:
+    """Say them, measured by a process of its own: the caller's threads stay as they are."""
+    subprocess.run([sys.executable, "-m", "benchmarks.limits"], check=True)
+
+
 def _read_gb_per_s() -> float:
     reader = _compiled_reader()
     if reader is None:
@@ -125,3 +151,8 @@ def _gemm_gflop_per_s() -> float:
     )
     best_ms = min(median(timed_ms(kernel) for _ in range(NUM_REPEATS)) for kernel in kernels)
     return 2 * GEMM_SIDE**3 / 1e6 / best_ms
+
+
+if __name__ == "__main__":
+    for measured in measure_limits().figures:
+        say(measured.name, measured.value, measured.unit)

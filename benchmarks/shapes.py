@@ -84,7 +84,7 @@ def measure_encoder(name: str, folder: Path, *, quick: bool) -> list[Result]:
     tower = Runner("transformers fp32", "benchmarks.peers.vision_in_transformers", size)
     fp32 = Runner("diptych fp32", "benchmarks.encoder", size)
     int8 = Runner("diptych int8", "benchmarks.encoder", (*size, "--quantize", "int8"))
-    num_rounds = _num_rounds(quick=quick) if name == "small" else 1  # its pictures take long enough
+    num_rounds = _num_rounds(quick=quick) if name == "small" else 1  # its pictures take a minute
     turns = take_turns([tower, fp32, int8], checkpoint, num_rounds, *effort(quick=quick))
     share_of, beside = partial(_tower_share, shape), {tower.name: turns[tower.name].figures}
     results = []
@@ -113,14 +113,21 @@ def _limit_share(shape: Shape, precision: Precision, figure: Figure, limits: Lim
     """How much of the machine's limit a figure reaches, for those that have one: a prompt's is fp32's alone."""
     match figure.name.replace(",", "").split():
         case ["decode", "batch", batch]:
-            work = step_work(shape, int(batch), CONTEXT, precision.widths(int(batch)))
-            return limits.share(work, int(batch) / figure.value)
+            return figure.value / _fastest(shape, precision, int(batch), limits)
+        case ["decode", "batch", batch, "over", "batch", fewer]:
+            most, less = (_fastest(shape, precision, int(count), limits) for count in (batch, fewer))
+            return figure.value / (most / less)
         case ["step", "batch", batch, "context", context]:
             work = step_work(shape, int(batch), int(context), precision.widths(int(batch)))
             return limits.share(work, figure.value / 1000)
         case ["prefill", num_tokens] if precision.name == "fp32":
             return limits.share(prefill_work(shape, int(num_tokens)), figure.value / 1000)
     return None
+
+
+def _fastest(shape: Shape, precision: Precision, batch: int, limits: Limits) -> float:
+    """Tokens a second that the limits allow."""
+    return batch / limits.least_s(step_work(shape, batch, CONTEXT, precision.widths(batch)))
 
 
 def _tower_share(shape: Shape, figure: Figure, limits: Limits) -> float | None:

@@ -1,21 +1,21 @@
 """Programs that are compared take turns, so that what else this machine does meets all of them.
 
 On shared machines the speed of memory changes twofold within minutes. Each program is therefore run several times, one
-after the other, with the machine's limits measured between any two; a figure is the median of the rounds, and so is its
-share of the limit, which is that of the moments before and after it.
+after the other, with the machine's limits measured between any two, and by our own programs between their figures. A
+figure is the median of the rounds, and so is its share of the limit, which is that of the moments before and after it.
 """
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
 
 from benchmarks.figures import Figure, heard
-from benchmarks.limits import Limits, measure_limits
+from benchmarks.limits import MULTIPLY, READ, Limits, measure_limits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,10 +48,14 @@ class Runner:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What a program measured in a round, and the machine's limits meanwhile."""
+    """What a program measured in a round, each figure with the machine's limits meanwhile."""
 
-    figures: list[Figure]
-    limits: Limits
+    measured: list[tuple[Figure, Limits]]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """Without the limits."""
+        return [figure for figure, _ in self.measured]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +78,8 @@ class Turns:
         shares = [
             share
             for turn in self.turns
-            for figure in turn.figures
-            if figure.name == name and (share := share_of(figure, turn.limits)) is not None
+            for figure, limits in turn.measured
+            if figure.name == name and (share := share_of(figure, limits)) is not None
         ]
         return median(shares) if shares else None
 
@@ -88,6 +92,21 @@ def take_turns(runners: Sequence[Runner], checkpoint: Path, num_rounds: int, *op
         for runner in runners:
             figures = runner.run(checkpoint, *options)
             after = measure_limits()
-            turns[runner.name].append(Turn(figures, before.between(after)))
+            turns[runner.name].append(Turn(list(beside_limits(figures, before, after))))
             before = after
     return {name: Turns(own) for name, own in turns.items()}
+
+
+def beside_limits(figures: Sequence[Figure], before: Limits, after: Limits) -> Iterator[tuple[Figure, Limits]]:
+    """Each with the middle of the limits `before` and `after` it, or of those among `figures` that are nearer."""
+    waiting: list[Figure] = []
+    moment: list[Figure] = []
+    for figure in (*figures, *after.figures):
+        if figure.name not in {READ, MULTIPLY}:
+            waiting.append(figure)
+            continue
+        moment.append(figure)
+        if len(moment) == len(after.figures):
+            now = Limits.of(moment)
+            yield from ((measured, before.between(now)) for measured in waiting)
+            before, waiting, moment = now, [], []
