@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from services.common.errors import Overloaded
+from services.common.threads import compute_here
 from services.decoder.forecast import Forecast
 from services.decoder.runner import ModelRunner
 from services.decoder.sampler import Sample, Sampler
@@ -144,7 +145,7 @@ class Engine:
         return done
 
     def _loop(self) -> None:
-        torch.set_num_threads(self._num_threads)  # the thread that starts this one may compute with fewer
+        compute_here(self._num_threads)  # the thread that starts this one may compute with fewer
         has_work = False
         while self._obey_commands(wait=not has_work):
             has_work = self._step()

@@ -8,8 +8,9 @@ from services.common.checkpoint import TextConfig
 def rotary_tables(config: TextConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Frequencies [head_dim / 2], and the axis (0 time, 1 height, 2 width) of each."""
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim
-    axis = torch.repeat_interleave(torch.arange(3), torch.tensor(config.mrope_section))
-    return (1.0 / config.rope_theta**exponents).to(device), axis.to(device)
+    # not by repeat_interleave, which calls OpenMP's helpers for any size, and they stay (services/common/threads.py)
+    axes = [axis for axis, num_frequencies in enumerate(config.mrope_section) for _ in range(num_frequencies)]
+    return (1.0 / config.rope_theta**exponents).to(device), torch.tensor(axes, device=device)
 
 
 class Rotary:
