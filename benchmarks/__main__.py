@@ -1,7 +1,7 @@
 """`make bench`: measures this machine's limits, the engine, its peers and the services, and writes down what came out.
 
 Writes benchmarks/results.json, docs/performance.md and its plots. `VLLM_VENV` names an environment with vLLM for the
-CPU; without it vLLM is left out.
+CPU, `LLAMA_CPP` the folder that llama.cpp was built in; without them these are left out.
 """
 
 import argparse

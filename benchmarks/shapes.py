@@ -16,6 +16,7 @@ from services.common.native_linear import can_run
 from services.decoder.linear import MAX_FEW_ROWS, can_halve
 
 NUM_ROUNDS = 3
+QUANTIZED = ("Q8_0", "Q4_0", "F16")  # llama.cpp's weights, beside which int8 stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +50,19 @@ def measure_shape(name: str, folder: Path, *, quick: bool) -> list[Result]:
     shape = SHAPES[name]
     checkpoint = ensure_checkpoint(folder, shape)
     size = () if name == "small" else ("--large",)
-    peers = _peers(size)
+    peers, quantized = _peers(size), _quantized_peers(size)
     ours = {
         precision: Runner(f"diptych {precision.name}", "benchmarks.engine", (*size, *precision.options))
         for precision in PRECISIONS
     }
-    turns = take_turns([*peers, *ours.values()], checkpoint, _num_rounds(quick=quick), *effort(quick=quick))
+    programs = [*peers, *quantized, *ours.values()]
+    turns = take_turns(programs, checkpoint, _num_rounds(quick=quick), *effort(quick=quick))
     beside = {peer.name: turns[peer.name].figures for peer in peers}
     results = []
     for precision, runner in ours.items():
         own, share_of = turns[runner.name], partial(_limit_share, shape, precision)
+        if precision.name == "int8":
+            beside |= {peer.name: turns[peer.name].figures for peer in quantized}
         for figure in own.figures:
             share = own.share(figure.name, share_of)
             results += compared(f"{name} {precision.name}: {figure.name}", figure, beside, share)
@@ -107,6 +111,13 @@ def _peers(size: tuple[str, ...]) -> list[Runner]:
     if environment := os.environ.get("VLLM_VENV"):
         peers.append(Runner("vLLM fp32", "benchmarks.peers.in_vllm", size, python=f"{environment}/bin/python"))
     return peers
+
+
+def _quantized_peers(size: tuple[str, ...]) -> list[Runner]:
+    """llama.cpp with each sort of weights, where LLAMA_CPP names the folder that it was built in."""
+    kinds = QUANTIZED if "LLAMA_CPP" in os.environ else ()
+    module = "benchmarks.peers.in_llama_cpp"
+    return [Runner(f"llama.cpp {weights}", module, (*size, "--weights", weights)) for weights in kinds]
 
 
 def _limit_share(shape: Shape, precision: Precision, figure: Figure, limits: Limits) -> float | None:
