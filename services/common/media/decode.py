@@ -114,7 +114,7 @@ def decode_video(data: bytes, plan: DecodePlan, allowance: Allowance = UNLIMITED
                 raise MediaError("VIDEO_SIZE_CHANGES", f"the video changes its size at frame {index}")
             if index != next_wanted:
                 continue
-            pixels = _resized(_upright(frame), plan, allowance)
+            pixels = _fitted(_upright(frame), plan, allowance)
             while index == next_wanted:
                 yield pixels
                 next_wanted = next(wanted, None)
@@ -144,9 +144,16 @@ def _frame_size(frame: VideoFrame, plan: DecodePlan) -> tuple[int, int]:
     return frame.height, frame.width
 
 
-def _upright(frame: VideoFrame) -> Image.Image:
+def _upright(frame: VideoFrame) -> Pixels:
     pixels = np.rot90(frame.reformat(format="rgb24", threads=1).to_ndarray(), videos.quarter_turns(frame))
-    return Image.fromarray(np.ascontiguousarray(pixels))
+    return np.ascontiguousarray(pixels)
+
+
+def _fitted(pixels: Pixels, plan: DecodePlan, allowance: Allowance) -> Pixels:
+    """Resized, or as they are: a frame of the planned size takes no longer than its decoding."""
+    if pixels.shape[:2] == (plan.height, plan.width):
+        return pixels
+    return _resized(Image.fromarray(pixels), plan, allowance)
 
 
 def _resized(image: Image.Image, plan: DecodePlan, allowance: Allowance) -> Pixels:

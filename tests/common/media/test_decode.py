@@ -1,6 +1,7 @@
 import io
 from collections.abc import Iterator
 
+import av
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -137,6 +138,18 @@ def test_a_rotated_video_stands_upright(rotation: int, corner: tuple[int, int]) 
     shown = next(decode(plan("container", (0, 1), 56, 56), [data]))[0]
     quarters = shown.reshape(2, 28, 2, 28, 3).mean(axis=(1, 3, 4))
     assert np.unravel_index(quarters.argmax(), (2, 2)) == corner
+
+
+def test_frames_of_the_planned_size_stay_as_they_are() -> None:
+    """What the codec gives, to the last bit; turned ones too."""
+    picture = np.asarray(photo().crop((0, 0, 84, 56)))
+    for rotation, height, width in ((0, 56, 84), (90, 84, 56)):
+        data = encode_video([picture] * 2, rotation=rotation)
+        with av.open(io.BytesIO(data), "r") as container:
+            given = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        [shown] = decode(plan("container", (0, 1), height, width), [data])
+        for frame, stored in zip(shown, given, strict=True):
+            np.testing.assert_array_equal(frame, np.rot90(stored, rotation // 90))
 
 
 def test_a_frame_that_is_not_there_is_an_error() -> None:
