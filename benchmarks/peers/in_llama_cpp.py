@@ -19,6 +19,7 @@ from benchmarks.figures import BATCHES, CONTEXT, MILLISECONDS, TOKENS_PER_S, Eff
 
 HOME = Path(os.environ["LLAMA_CPP"])
 WHOLE = "F16"  # what the others are made of
+PLACES = 256  # a sequence's share of the context is a multiple
 NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -105,11 +106,11 @@ def main() -> None:
     arguments = parser.parse_args()
     effort, model = Effort.of(arguments), ensure_weights(Path(arguments.checkpoint), arguments.weights)
     common = ("-m", model, "-t", _num_threads())
-    num_places = CONTEXT + max(BATCHES) * (effort.num_tokens + 1)
+    of_each = -(CONTEXT + effort.num_tokens) // PLACES * -PLACES
     batches = ",".join(map(str, BATCHES))
     for found in _run(
         "llama-batched-bench",
-        *(*common, "-c", num_places, "-npp", CONTEXT, "-ntg", effort.num_tokens, "-npl", batches),
+        *(*common, "-c", max(BATCHES) * of_each, "-npp", CONTEXT, "-ntg", effort.num_tokens, "-npl", batches),
         *("-pps", "--output-format", "jsonl"),
     ):
         say(f"decode, batch {found['pl']}", found["speed_tg"], TOKENS_PER_S)
