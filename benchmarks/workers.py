@@ -67,7 +67,7 @@ async def _decode(reader: MediaReader, plan: DecodePlan, data: bytes) -> None:
         for start in range(0, len(data), 1 << 20):
             await files.append(data[start : start + (1 << 20)])
         async with reader.decode(plan, files, [len(data)], key=b"benchmark", max_slices=1) as decoding:
-            await decoding.take(1)
+            await decoding.take(1, id)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final
 
@@ -11,7 +11,6 @@ from services.common.embedding import CachedManifest
 from services.common.errors import DeadlineExceeded, DiptychError, InvalidRequest, Violation
 from services.common.keys import tenant_key
 from services.common.media.errors import MediaError
-from services.common.media.frames import Frames
 from services.common.media.reader import Decoding, MediaReader
 from services.common.workers.files import FileBundle
 from services.encoder.item import Item
@@ -105,12 +104,7 @@ class Pipeline:
         """The next slices, as many as the model takes at once. Raises DeadlineExceeded instead of starting late."""
         if asyncio.get_running_loop().time() >= deadline:
             raise DeadlineExceeded
-        frames = await decoding.take(num_slices)
         key, num_patches = tenant_key(self._secret, item.tenant, item.epoch), item.grid[1] * item.grid[2]
-
-        def inputs(some: Sequence[Frames]) -> list[SliceInput]:
-            return [SliceInput(self._slices.key_of(slice_, key), slice_, num_patches) for slice_ in some]
-
-        middle = (len(frames) + 1) // 2  # hashing lets go of the GIL
-        halves = (asyncio.to_thread(inputs, some) for some in (frames[:middle], frames[middle:]) if some)
-        return [part for half in await asyncio.gather(*halves) for part in half]
+        return await decoding.take(
+            num_slices, lambda frames: SliceInput(self._slices.key_of(frames, key), frames, num_patches)
+        )

@@ -2,10 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import asdict
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -13,9 +13,11 @@ from services.common.media.errors import MediaError
 from services.common.media.frames import DecodePlan, Frames, Pixels
 from services.common.media.headers import HeaderT, ImageHeader, VideoHeader, checked_header
 from services.common.workers.errors import JobRefused, WorkerCrashed, WorkerError
-from services.common.workers.files import BLOCKING_BYTES, FileBundle
+from services.common.workers.files import FileBundle
 from services.common.workers.pool import WorkerPool
 from services.common.workers.worker import Answer, Job, Order
+
+T = TypeVar("T")
 
 JOBS_MODULE: Final = "services.common.media.jobs"
 
@@ -54,7 +56,8 @@ class MediaReader:
         with _media_errors(), FileBundle() as bundle:
             await bundle.extend(files)
             async with self._pool.job(order, bundle, key=key, out_bytes=0) as job:
-                headers = [_header(answer.values, kind) for answer in await job.take(len(files))]
+                async with aclosing(job.take(len(files))) as answers:
+                    headers = [_header(answer.values, kind) async for answer in answers]
                 if len(headers) != len(files):
                     raise _nonsense()
                 return headers
@@ -66,15 +69,20 @@ class Decoding:
     def __init__(self, job: Job, plan: DecodePlan) -> None:
         self._job, self._plan = job, plan
 
-    async def take(self, count: int) -> list[Frames]:
-        """Up to `count` more slices; fewer at the end."""
-        answers = await self._job.take(count)
-        if sum(answer.num_bytes for answer in answers) > BLOCKING_BYTES:
-            return await asyncio.to_thread(self._all_frames, answers)
-        return self._all_frames(answers)
+    async def take(self, count: int, use: Callable[[Frames], T]) -> list[T]:
+        """What `use` makes of up to `count` more slices, each in a thread while the next is decoded."""
+        used: list[asyncio.Task[T]] = []
+        try:
+            async with aclosing(self._job.take(count)) as answers:
+                async for answer in answers:
+                    work = asyncio.to_thread(self._use, answer, use)
+                    used.append(asyncio.create_task(work))
+        finally:
+            await asyncio.gather(*used, return_exceptions=True)  # before the job's output is written again, or closed
+        return [task.result() for task in used]
 
-    def _all_frames(self, answers: Sequence[Answer]) -> list[Frames]:
-        return [self._frames(answer) for answer in answers]
+    def _use(self, answer: Answer, use: Callable[[Frames], T]) -> T:
+        return use(self._frames(answer))
 
     def _frames(self, answer: Answer) -> Frames:
         """Copies, so that a worker that goes on writing changes nothing that has been looked at."""

@@ -4,8 +4,8 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import Any
@@ -108,8 +108,11 @@ class Job:
         self._worker: Worker | None = None
         self._spent_s = 0.0
 
-    async def take(self, count: int) -> list[Answer]:
-        """Up to `count` more replies; fewer at the end. Raises JobRefused or WorkerError."""
+    async def take(self, count: int) -> AsyncGenerator[Answer]:
+        """Up to `count` more replies, each as soon as it is there; fewer at the end. Raises JobRefused or WorkerError.
+
+        What one has in `out` stays there until replies are asked for again.
+        """
         async with self._places:
             is_first = self._worker is None
             worker = self._worker = self._worker or await self._hire(count)
@@ -117,7 +120,9 @@ class Job:
             try:
                 if not is_first:
                     worker.ask(count)
-                return await self._hear(worker, count)
+                async with aclosing(self._hear(worker, count)) as answers:
+                    async for answer in answers:
+                        yield answer
             except TimeoutError as error:
                 raise WorkerTooCostly(f"the media take more than {self._costs.timeout_s:g} s to read") from error
             except (OSError, EOFError, ValueError) as error:
@@ -130,18 +135,16 @@ class Job:
         if self._worker is not None:
             self._worker.kill()
 
-    async def _hear(self, worker: Worker, count: int) -> list[Answer]:
-        answers: list[Answer] = []
+    async def _hear(self, worker: Worker, count: int) -> AsyncGenerator[Answer]:
         offset = HEAD_BYTES
-        while len(answers) < count:
+        for _ in range(count):
             async with asyncio.timeout(self._costs.timeout_s):
                 message = await worker.hear()
             if "end" in message:
                 break
             values, num_bytes = _read(message)
-            answers.append(Answer(values, offset, num_bytes))
+            yield Answer(values, offset, num_bytes)
             offset += num_bytes
-        return answers
 
     def _ended(self, turn_s: float) -> WorkerCrashed | WorkerTooCostly:
         """Why a process is gone. The kernel's word is the zygote's, so the time that it had has to tell."""

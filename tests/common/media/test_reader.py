@@ -31,7 +31,7 @@ async def frames(reader: MediaReader, plan: DecodePlan, *files: bytes) -> list[t
         await bundle.extend(files)
         sizes = [len(file) for file in files]
         async with reader.decode(plan, bundle, sizes, key=b"k", max_slices=2) as decoding:
-            while window := await decoding.take(2):
+            while window := await decoding.take(2, lambda slice_: slice_):
                 slices += window
     return slices
 

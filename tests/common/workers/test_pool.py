@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,13 @@ async def run(pool: WorkerPool, job: str, *files: bytes, count: int = 1, key: by
     with FileBundle() as bundle:
         await bundle.extend(files)
         order = Order(job, arguments, [len(file) for file in files])
-        async with pool.job(order, bundle, key=key or job.encode(), out_bytes=0) as under_way:
-            answers = await under_way.take(count)
-            return [(answer.values, os.pread(under_way.out, answer.num_bytes, answer.offset)) for answer in answers]
+        async with (
+            pool.job(order, bundle, key=key or job.encode(), out_bytes=0) as under_way,
+            aclosing(under_way.take(count)) as answers,
+        ):
+            return [
+                (answer.values, os.pread(under_way.out, answer.num_bytes, answer.offset)) async for answer in answers
+            ]
 
 
 async def test_files_go_in_and_bytes_come_out(pool: WorkerPool) -> None:
