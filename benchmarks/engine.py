@@ -50,7 +50,7 @@ ALL_AT_ONCE: dict[str, Any] = {"max_step_tokens": 8192, "max_stretch": 1e9}  # p
 PICTURE = (1, 32, 32)  # 448 x 448 pixels
 LONG_PROMPT = 4096
 NUM_STREAMS = 4
-NUM_IDLE_TOKENS = {False: 600, True: 100}  # by --large: about as long as the prompt takes, for equal percentiles
+NUM_IDLE_TOKENS = {False: 300, True: 150}  # by --large; before a prompt, and as many after it
 NUM_TURNS, QUESTION_TOKENS, ANSWER_TOKENS = 5, 32, 8
 STEP_BATCHES, STEP_CONTEXTS = (1, 2, 4, 8, 16, 32, 64), (256, 1024, 4096, 16384)
 
@@ -175,23 +175,25 @@ class EngineBenchmark:
         say("fifth turn, tokens computed", num_tokens - turn.num_cached_tokens, TOKENS)
 
     def stutter(self, name: str, num_idle_tokens: int, **settings: Any) -> None:
-        """Time between tokens of running streams, idle and while a long prompt is computed: 99th percentiles."""
+        """Time between tokens of running streams, while a long prompt is computed and around that: 99th percentiles."""
         with self._engine(**settings) as engine:
             streams = [Stream(engine, _text(64), LONG_PROMPT, []) for _ in range(NUM_STREAMS)]
             streams[-1].wait_for(3)  # all run
             seen = streams[0]
             start = len(seen.times)
             seen.wait_for(start + num_idle_tokens)
-            idle = len(seen.times)
+            last_before = len(seen.times) - 1
             prompt = Stream(engine, _text(LONG_PROMPT), 1, []).wait()
-            seen.wait_for(len(seen.times) + 1)  # the step that ended the prompt
+            first_after = len(seen.times) + 1  # after the step that ended the prompt
+            seen.wait_for(first_after + num_idle_tokens)
             for stream in streams:
                 stream.cancel()
         intervals = seen.intervals_ms
-        say(
-            f"between tokens, p99, before a {name}", float(np.percentile(intervals[start : idle - 1], 99)), MILLISECONDS
-        )
-        say(f"between tokens, p99, {name}", float(np.percentile(intervals[idle - 1 :], 99)), MILLISECONDS)
+        around = float(np.percentile(intervals[start:last_before] + intervals[first_after:], 99))
+        beside = float(np.percentile(intervals[last_before:first_after], 99))
+        say(f"between tokens, p99, around a {name}", around, MILLISECONDS)
+        say(f"between tokens, p99, {name}", beside, MILLISECONDS)
+        say(f"between tokens, p99 over that around it, {name}", beside / around, TIMES)
         say(f"prefill {LONG_PROMPT} beside streams, {name}", prompt.first_token_ms, MILLISECONDS)
 
     def steps(self, batches: tuple[int, ...], contexts: tuple[int, ...]) -> None:

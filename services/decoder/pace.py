@@ -1,32 +1,56 @@
 """How much of a prompt may be computed beside running streams, so that their next tokens are not held up."""
 
+from collections import deque
+from statistics import median
+
 SMOOTHING = 0.2
-MIN_TOKENS = 8  # a prompt always goes on
+MIN_TOKENS = 2  # a prompt always goes on
+NUM_KNOWN = 32  # steps without a prompt that are remembered, of any number of streams
+NUM_TYPICAL = 9  # whose median counts: what else the machine does makes some steps longer
+LOOK_AFTER = 10  # steps with a prompt, for each typical step without one that is known
+ALIKE = 1.25  # numbers of streams that differ by no more than this factor take about the same time
 
 
 class Pace:
-    """Learns what steps cost. `max_stretch`: how much longer a step with a prompt's chunk may take than one without."""
+    """Learns what steps cost. `max_stretch`: how much longer a step with a prompt's chunk may take than one without.
+
+    A step may have as many rows, of streams and prompts, as take `max_stretch` times what the streams take alone, at
+    the cost that a row had in the last such steps. So a chunk grows while the reading of weights hides it, and shrinks
+    as its context grows. What streams take alone is looked at again now and then, by a step without a prompt.
+    """
 
     def __init__(self, max_stretch: float) -> None:
         self._max_stretch = max_stretch
-        self._stream_step_s: float | None = None
-        self._prompt_token_s: float | None = None
+        self._alone: deque[tuple[int, float]] = deque(maxlen=NUM_KNOWN)  # streams, seconds
+        self._row_s: deque[float] = deque(maxlen=NUM_TYPICAL)  # of steps with a prompt
+        self._num_since_alone = 0
         self.tokens_per_s = 0.0
 
     def note(self, num_streams: int, num_prompt_tokens: int, seconds: float) -> None:
         """Take a step's duration into account."""
-        self.tokens_per_s = smoothed(self.tokens_per_s or None, (num_streams + num_prompt_tokens) / max(seconds, 1e-9))
-        if not num_prompt_tokens:
-            self._stream_step_s = smoothed(self._stream_step_s, seconds)
-            return
-        own_s = seconds - (self._stream_step_s or 0.0 if num_streams else 0.0)
-        self._prompt_token_s = smoothed(self._prompt_token_s, max(own_s, seconds / 10) / num_prompt_tokens)
+        num_rows = num_streams + num_prompt_tokens
+        self.tokens_per_s = smoothed(self.tokens_per_s or None, num_rows / max(seconds, 1e-9))
+        if num_prompt_tokens:
+            self._row_s.append(seconds / num_rows)
+            self._num_since_alone += 1
+        else:
+            self._alone.appendleft((num_streams, seconds))
+            self._num_since_alone = 0
 
     def prefill_tokens(self, num_streams: int, most: int) -> int:
-        """Prompt tokens, at most `most`, for a step that also continues `num_streams` streams."""
-        if not num_streams or self._stream_step_s is None or self._prompt_token_s is None:
+        """Prompt tokens, at most `most`, for a step that also continues `num_streams` streams; 0 to see them alone."""
+        if not num_streams or not self._row_s:
             return most
-        return min(most, max(MIN_TOKENS, int((self._max_stretch - 1) * self._stream_step_s / self._prompt_token_s)))
+        alone_s = self._seconds_alone(num_streams)
+        if self._num_since_alone >= LOOK_AFTER * len(alone_s):
+            return 0
+        num_rows = self._max_stretch * median(alone_s) / max(median(self._row_s), 1e-9)
+        return min(most, max(MIN_TOKENS, round(num_rows) - num_streams))
+
+    def _seconds_alone(self, num_streams: int) -> list[float]:
+        """The last steps of about so many streams and nothing else."""
+        least, most = num_streams / ALIKE, num_streams * ALIKE
+        return [seconds for number, seconds in self._alone if least <= number <= most][:NUM_TYPICAL]
 
 
 def smoothed(old: float | None, new: float) -> float:
