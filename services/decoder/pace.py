@@ -5,9 +5,9 @@ from statistics import median
 
 SMOOTHING = 0.2
 MIN_TOKENS = 2  # a prompt always goes on
-NUM_KNOWN = 32  # steps without a prompt that are remembered, of any number of streams
-NUM_TYPICAL = 9  # whose median counts: what else the machine does makes some steps longer
-LOOK_AFTER = 10  # steps with a prompt, for each typical step without one that is known
+NUM_KNOWN = 64  # steps without a prompt that are remembered, of any number of streams
+NUM_TYPICAL = 16  # steps whose median counts: what else the machine does makes some longer
+LOOK_AFTER = 20  # steps of streams and prompts, at most, before streams are alone again
 ALIKE = 1.25  # numbers of streams that differ by no more than this factor take about the same time
 
 
@@ -22,7 +22,7 @@ class Pace:
     def __init__(self, max_stretch: float) -> None:
         self._max_stretch = max_stretch
         self._alone: deque[tuple[int, float]] = deque(maxlen=NUM_KNOWN)  # streams, seconds
-        self._row_s: deque[float] = deque(maxlen=NUM_TYPICAL)  # of steps with a prompt
+        self._row_s: deque[float] = deque(maxlen=NUM_TYPICAL // 2)  # of steps of both
         self._num_since_alone = 0
         self.tokens_per_s = 0.0
 
@@ -30,20 +30,22 @@ class Pace:
         """Take a step's duration into account."""
         num_rows = num_streams + num_prompt_tokens
         self.tokens_per_s = smoothed(self.tokens_per_s or None, num_rows / max(seconds, 1e-9))
-        if num_prompt_tokens:
+        if num_streams and num_prompt_tokens:
             self._row_s.append(seconds / num_rows)
             self._num_since_alone += 1
-        else:
+        elif num_streams:
             self._alone.appendleft((num_streams, seconds))
             self._num_since_alone = 0
 
     def prefill_tokens(self, num_streams: int, most: int) -> int:
         """Prompt tokens, at most `most`, for a step that also continues `num_streams` streams; 0 to see them alone."""
-        if not num_streams or not self._row_s:
+        if not num_streams:
             return most
         alone_s = self._seconds_alone(num_streams)
-        if self._num_since_alone >= LOOK_AFTER * len(alone_s):
+        if self._num_since_alone >= min(2 * len(alone_s), LOOK_AFTER):  # sooner while little is known
             return 0
+        if not self._row_s:  # a few rows beside the streams' tell more than a long prompt's, each of which costs less
+            return min(most, MIN_TOKENS)
         num_rows = self._max_stretch * median(alone_s) / max(median(self._row_s), 1e-9)
         return min(most, max(MIN_TOKENS, round(num_rows) - num_streams))
 

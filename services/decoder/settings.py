@@ -25,7 +25,7 @@ class DecoderSettings(CommonSettings, ServerSettings):
     max_sequences: int = Field(64, ge=1, le=1024, description="Most sequences that one step continues.")
     max_step_tokens: int = Field(1024, ge=1, description="Most tokens that one step computes.")
     max_stretch: float = Field(
-        1.75, gt=1, description="How much longer a prompt's chunk may make a step that also continues streams."
+        1.6, gt=1, description="How much longer a prompt's chunk may make a step that also continues streams."
     )
     max_waiting_requests: int = Field(256, ge=1, description="Requests that may wait before more are refused.")
     max_waiting_tokens: int = Field(1 << 18, ge=1, description="Tokens of prompts that may wait.")

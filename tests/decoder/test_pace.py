@@ -51,9 +51,9 @@ def seasoned(num_streams: int) -> Pace:
 def test_steps_take_what_the_stretch_allows_them(num_streams: int) -> None:
     """From the start of a prompt to its end, though a chunk's attention costs more and more; no less either."""
     times, tokens = prefill(seasoned(num_streams), num_streams)
-    stretches = np.array([time for time, number in zip(times, tokens, strict=True) if number])[5:-1]
+    stretches = np.array([time for time, number in zip(times, tokens, strict=True) if number])[:-1]
     stretches /= seconds(num_streams, 0, 0)
-    assert np.percentile(stretches, 99) < 1.1 * MAX_STRETCH < 2
+    assert stretches.max() < 1.1 * MAX_STRETCH < 2
     assert np.median(stretches) > 0.9 * MAX_STRETCH
 
 
@@ -94,5 +94,5 @@ def test_what_streams_take_alone_is_seen_before_a_prompt_delays_them() -> None:
     pace.note(0, 300, seconds(0, 300, 0))
     assert pace.prefill_tokens(1, MOST) == 0
     pace.note(1, 0, seconds(1, 0, 0))
-    assert 0 < pace.prefill_tokens(1, MOST) < 50
+    assert 0 < pace.prefill_tokens(1, MOST) < 10
     assert pace.prefill_tokens(0, MOST) == MOST
