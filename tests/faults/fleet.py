@@ -17,6 +17,7 @@ from tests.faults.forks import ForkedChild
 from tests.faults.proxy import FaultProxy
 
 TENANTS = ("alpha", "beta")
+NUM_KV_TOKENS = 40_000  # of each decoder
 START_TIMEOUT_S = 120.0
 DRAIN_TIMEOUT_S = 60.0
 SETTLE_S = 5.0  # after a fault ends, its clients may still be reconnecting: they back off for up to two seconds
@@ -155,7 +156,7 @@ class Fleet:
             "DIPTYCH_THREADS": "1",
             "DIPTYCH_CACHE_URL": f"redis://{self.redis_proxy.address}/0",
             "DIPTYCH_CACHE_SECRET": "faults",
-            "DIPTYCH_DECODER_KV_CACHE_TOKENS": "40000",
+            "DIPTYCH_DECODER_KV_CACHE_TOKENS": str(NUM_KV_TOKENS),
             f"DIPTYCH_{kind.upper()}_LISTEN": "127.0.0.1:0",
             **settings,
             **self._settings,
