@@ -1,6 +1,8 @@
 """What a process no longer needs, it does not keep."""
 
 import asyncio
+import subprocess
+import sys
 
 from services.common.heap import WORTH_BYTES, Heap, giving_back, resident_bytes
 
@@ -37,3 +39,29 @@ def test_what_came_and_went_between_two_looks_is_given_back() -> None:
     heap.give_back()
     assert resident_bytes() < before + WORTH_BYTES
     assert len(last) == PIECE
+
+
+OF_A_THREAD = """
+from threading import Thread
+from services.common.allocator import keep_freed_memory
+from services.common.heap import Heap, resident_bytes
+
+def crowd():
+    held = [b"x" * (64 << 10) for _ in range(500)]
+
+keep_freed_memory()
+heap, before = Heap(), resident_bytes()
+thread = Thread(target=crowd)
+thread.start()
+thread.join()
+full = resident_bytes()
+heap.give_back()
+print(full - before, resident_bytes() - before)
+"""
+
+
+def test_what_another_thread_has_needed_is_given_back() -> None:
+    """gRPC reads messages in threads of its own; with an arena for each, most of what they had would stay."""
+    done = subprocess.run([sys.executable, "-c", OF_A_THREAD], capture_output=True, text=True, check=True)
+    grown, kept = map(int, done.stdout.split())
+    assert kept < WORTH_BYTES < grown / 4
