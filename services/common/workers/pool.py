@@ -92,7 +92,7 @@ class WorkerPool:
     async def _hire(self, order: Order, files: FileBundle, out: int, count: int) -> Worker:
         """A worker that does its job and has been asked for `count` replies. Raises NoWorkers when none starts."""
         for _ in range(len(self._spares) + _MAX_STARTS):
-            worker = await (self._spares.pop(0) if self._spares else self._start())
+            worker = await self._spare()
             try:
                 await worker.give(order, files, out, count)
             except OSError:  # it has died before it had anything to do, with its zygote perhaps
@@ -105,6 +105,15 @@ class WorkerPool:
             finally:
                 self._spares.append(self._start())  # not before: the job is what somebody waits for
         raise NoWorkers("no process could be started to read media")
+
+    async def _spare(self) -> Worker:
+        """One that is ready. Raises NoWorkers."""
+        spare = self._spares.pop(0) if self._spares else self._start()
+        try:
+            return await asyncio.shield(spare)
+        except asyncio.CancelledError:
+            self._spares.insert(0, spare)  # whether it has started by now or not, somebody else can have it
+            raise
 
     def _start(self) -> asyncio.Task[Worker]:
         starting = asyncio.create_task(self._zygote.fork())

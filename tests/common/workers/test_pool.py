@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from services.common.workers.files import FileBundle
 from services.common.workers.pool import WorkerPool
 from services.common.workers.settings import WorkerSettings
 from services.common.workers.suspects import Suspects
-from services.common.workers.worker import Order
+from services.common.workers.worker import Order, Worker
 from tests.harness import wait_until
 
 JOBS = "tests.common.workers.jobs"
@@ -42,6 +42,15 @@ async def run(pool: WorkerPool, job: str, *files: bytes, count: int = 1, key: by
             return [
                 (answer.values, os.pread(under_way.out, answer.num_bytes, answer.offset)) async for answer in answers
             ]
+
+
+def num_handles() -> int:
+    """Handles of processes that this one has open."""
+    names = []
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # the folder's own
+            names.append(str(file.readlink()))
+    return names.count("anon_inode:[pidfd]")
 
 
 async def test_files_go_in_and_bytes_come_out(pool: WorkerPool) -> None:
@@ -150,6 +159,27 @@ async def test_a_cancelled_job_is_ended(pool: WorkerPool) -> None:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
     assert await asyncio.wait_for(run(pool, "echo", b"y"), 10)
+
+
+async def test_a_job_that_is_cancelled_as_its_process_becomes_ready_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The process is there, its job is not: the service keeps no handle of it."""
+    before = num_handles()
+    loop, become_ready = asyncio.get_running_loop(), Worker.ready
+
+    async def ready_then_cancel(worker: Worker) -> None:
+        await become_ready(worker)
+        loop.call_soon(job.cancel)  # before the job hears of the process
+
+    async with WorkerPool(JOBS, SLACK) as pool:
+        monkeypatch.setattr(Worker, "ready", ready_then_cancel)
+        job = asyncio.create_task(run(pool, "echo", b"x"))
+        with pytest.raises(asyncio.CancelledError):
+            await job
+        monkeypatch.setattr(Worker, "ready", become_ready)
+        assert (await run(pool, "echo", b"next"))[0][1] == b"next"
+    assert num_handles() == before
 
 
 async def test_a_dead_zygote_is_replaced(pool: WorkerPool) -> None:
