@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.checkpoints import SHAPES, Shape, ensure_checkpoint
-from benchmarks.figures import CONTEXT, Figure, Result, compared
+from benchmarks.figures import CONTEXT, TIMES, Figure, Result, compared
 from benchmarks.limits import Limits, Widths, encode_work, prefill_work, step_work
 from benchmarks.turns import Runner, take_turns
 from services.common.native_linear import can_run
@@ -65,7 +65,8 @@ def measure_shape(name: str, folder: Path, *, quick: bool) -> list[Result]:
             beside |= {peer.name: turns[peer.name].figures for peer in quantized}
         for figure in own.figures:
             share = own.share(figure.name, share_of)
-            results += compared(f"{name} {precision.name}: {figure.name}", figure, beside, share)
+            others = {} if figure.unit == TIMES else beside  # growth by itself is neither better nor worse
+            results += compared(f"{name} {precision.name}: {figure.name}", figure, others, share)
         beside.setdefault("diptych fp32", own.figures)  # the first: what the others are compared with too
     return results + _measure_rest(name, checkpoint, ours[PRECISIONS[0]], quick=quick)
 
