@@ -92,7 +92,7 @@ def _attempt(part: Part) -> list[Result]:
 def measure_sharing(tower: Path, *, quick: bool) -> list[Result]:
     """What services give that one process does not: streams beside a storm of pictures, and clips that overlap."""
     checkpoint = ensure_checkpoint(tower, SHAPES["small"].for_vision())
-    clips = reuse.measure_reuse(checkpoint, num_repeats=1 if quick else 3)
+    clips = reuse.measure_reuse(checkpoint, num_repeats=1 if quick else 9)
     if len(os.sched_getaffinity(0)) < 2:
         return clips  # a storm needs a core of its own
     theirs = Runner("transformers fp32", "benchmarks.peers.storm_in_transformers").run(DEMO, *effort(quick=quick))
