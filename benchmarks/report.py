@@ -64,15 +64,14 @@ def results_table(results: Sequence[Result]) -> Table:
 def _missing(peers: Collection[str]) -> str:
     """A sentence for each program that was not beside."""
     missing = [name for name in ("vLLM", "llama.cpp") if not any(peer.startswith(name) for peer in peers)]
-    return " ".join(f"{name} was not part of this run." for name in missing)
+    return "".join(f" {name} was not part of this run." for name in missing)
 
 
 def write_report(results: Sequence[Result], conditions: Conditions, path: Path) -> None:
     """Write the page. A run with one shape says nothing about the other."""
     shapes = dict.fromkeys(result.name.split()[0] for result in results if re.match(r"\S+ fp32: ", result.name))
     page = Template(TEMPLATE.read_text()).substitute(
-        conditions=conditions.text,
-        missing=_missing({result.peer for result in results if result.peer}),
+        conditions=conditions.text + _missing({result.peer for result in results if result.peer}),
         ridge=_ridge(results),
         limits=_markdown([result for result in results if ": " not in result.name]),
         towers=_markdown([result for result in results if " tower " in result.name]),
