@@ -42,7 +42,7 @@ PROOFS: dict[str, Proof] = {
     "decoder-killed": on_stage(deaths.prove_decoder, 2),
     "decoder-stopped": on_stage(deaths.prove_stopped, 2),
     "encoder-killed": on_stage(deaths.prove_encoder, 2),
-    "slow-reader": on_stage(slow_reader.prove, 1),
+    "slow-reader": on_stage(slow_reader.prove, 1, slow_reader.SETTINGS),
     "overload": on_stage(overload.prove, 1, overload.SETTINGS),
     "overload-default": on_stage(overload.prove_by_default, 1, overload.DEFAULT_SETTINGS),
     "cancels": lambda options: on_stage(
