@@ -23,6 +23,7 @@ from services.decoder.settings import DecoderSettings
 from services.decoder.weights import load_language_model
 
 WAIT_S = 60
+UNPACED = {"max_stretch": 1e9}  # prompts join streams however long steps take: what meets what is no matter of time
 
 
 @dataclass

@@ -14,7 +14,7 @@ from services.decoder.attention import GatheredAttention
 from services.decoder.flash_attention import PagedFlashAttention, is_available
 from services.decoder.scheduler import Chunk
 from services.decoder.sequence import Request, SamplingParams
-from tests.decoder.harness import Model, Start
+from tests.decoder.harness import UNPACED, Model, Start
 
 HEADS, KV_HEADS, HEAD_DIM, BLOCK_SIZE, NUM_BLOCKS = 4, 2, 8, 4, 40
 CPU = torch.device("cpu")
@@ -156,10 +156,11 @@ def test_graphs_give_the_same_answers(gqa_model: Model, start: Start, monkeypatc
     graphs = Graphs()
     monkeypatch.setattr(flash_attention, "is_available", lambda *_: True)
     monkeypatch.setattr(cuda_graphs, "capture", graphs.capture)
-    harness = start(gqa_model, max_sequences=11, max_step_tokens=64, block_size=8)
+    harness = start(gqa_model, paused=True, max_sequences=11, max_step_tokens=64, block_size=8, **UNPACED)
     cases = [gqa_model.case(3 + 5 * i, ("image", (1, 2, 2 + i % 3)), 2, seed=i) for i in range(11)]
     lengths = [4 + i for i in range(11)]  # the batch shrinks through all sizes
     answers = [harness.submit(case, max_tokens=length) for case, length in zip(cases, lengths, strict=True)]
+    harness.engine.start()
     expected = [gqa_model.generate(case, length) for case, length in zip(cases, lengths, strict=True)]
     assert [answer.wait().ids for answer in answers] == expected
     assert graphs.num_captured == 5

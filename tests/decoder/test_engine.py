@@ -7,7 +7,7 @@ import torch
 
 from services.common.errors import Overloaded
 from services.decoder.sequence import Event, Failed
-from tests.decoder.harness import Answer, Case, Harness, Model, Start
+from tests.decoder.harness import UNPACED, Answer, Case, Harness, Model, Start
 
 
 def idle(harness: Harness) -> bool:
@@ -235,7 +235,7 @@ def test_seeded_samples_do_not_depend_on_the_batch(gqa_model: Model, start: Star
     options = {"temperature": 1.0, "top_p": 0.95, "seed": 7, "max_tokens": 20}
     cases = [gqa_model.case(10 + i, seed=i) for i in range(8)]
     alone = [start(gqa_model).submit(case, **options).wait().ids for case in cases]
-    batch = start(gqa_model, paused=True, kv_cache_tokens=96, block_size=4)
+    batch = start(gqa_model, paused=True, kv_cache_tokens=96, block_size=4, **UNPACED)
     answers = [batch.submit(case, **options) for case in cases]
     batch.engine.start()
     assert [answer.wait().ids for answer in answers] == alone

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.decoder.harness import Case, Model, Start
+from tests.decoder.harness import UNPACED, Case, Model, Start
 
 Expected = dict[str, tuple[Case, list[int]]]
 
@@ -63,7 +63,7 @@ def test_warm_equals_cold(model: Model, expected: Expected, start: Start) -> Non
 
 def test_preempted_and_resumed(model: Model, expected: Expected, start: Start) -> None:
     """With memory for hardly more than one, sequences are put back and still answer the same."""
-    harness = start(model, paused=True, kv_cache_tokens=176, block_size=2)
+    harness = start(model, paused=True, kv_cache_tokens=176, block_size=2, **UNPACED)
     answers = [harness.submit(case) for case, _ in expected.values()]
     harness.engine.start()
     assert [answer.wait().ids for answer in answers] == [tokens for _, tokens in expected.values()]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.decoder.harness import Answer, Case, Model, Start
+from tests.decoder.harness import UNPACED, Answer, Case, Model, Start
 
 MIB = 1 << 20
 NUM_CASES = 40
@@ -43,7 +43,7 @@ def test_blocks_memory_and_answers_survive_cancels_and_preemptions(gqa_model: Mo
     roomy = start(gqa_model)
     alone = [roomy.submit(case, max_tokens=n).wait().ids for case, n in zip(cases, lengths, strict=True)]
     assert alone[:5] == [gqa_model.generate(case, n) for case, n in zip(cases[:5], lengths[:5], strict=True)]
-    harness = start(gqa_model, paused=True, kv_cache_tokens=320, block_size=4, max_step_tokens=128)
+    harness = start(gqa_model, paused=True, kv_cache_tokens=320, block_size=4, max_step_tokens=128, **UNPACED)
     rng = random.Random(1)  # noqa: S311
     open_answers: deque[tuple[int, Answer]] = deque()
 

@@ -5,6 +5,7 @@ Signs are files in a folder that both know.
 
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -23,7 +24,8 @@ from tests.harness import wait_until
 MODULE = "tests.system.failpoints"
 NAME_VARIABLE, FOLDER_VARIABLE = "FAILPOINT", "FAILPOINT_FOLDER"
 HELD, GO_ON = "held", "go on"  # signs: a batch waits; it may go on
-FAIL = "fail"  # sign: from now on
+FAIL, SLOW = "fail", "slow"  # signs: for as long as they are there
+SLOW_STEP_S = 0.02
 BREAKS, HOLDS = (255, 0, 255), (0, 255, 255)  # colours of pictures
 
 
@@ -55,12 +57,14 @@ def _manifest() -> None:
 
 
 def _step() -> None:
-    """A step of the decoder fails, for as long as there is a sign."""
+    """Steps of the decoder fail, or take longer, for as long as there is a sign."""
     run = ModelRunner.run
 
     def frail_run(runner: ModelRunner, chunks: Sequence[Chunk]) -> torch.Tensor:
         if _sign(FAIL).exists():
             raise RuntimeError("the model cannot compute this step")
+        if _sign(SLOW).exists():
+            time.sleep(SLOW_STEP_S)
         return run(runner, chunks)
 
     ModelRunner.run = frail_run  # type: ignore[assignment,method-assign]

@@ -29,11 +29,11 @@ class Fleet:
         for child in self.children.values():
             child.kill()
 
-    def start_all(self, encoder: str, **gateway: str) -> None:
-        """Start them; `encoder` is the module of the encoder's process."""
+    def start_all(self, encoder: str = "services.encoder", decoder: str = "services.decoder", **gateway: str) -> None:
+        """Start them; `encoder` and `decoder` are the modules of their processes."""
         self.start("encoder", encoder)
         for name in DECODERS:
-            self.start(name, "services.decoder")
+            self.start(name, decoder)
         decoders = ",".join(self.address(name) for name in DECODERS)
         services = {"DIPTYCH_GATEWAY_ENCODER": self.address("encoder"), "DIPTYCH_GATEWAY_DECODER": decoders}
         self.start("gateway", "gateway", **services, **gateway)

@@ -38,7 +38,7 @@ def fleet(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         NAME_VARIABLE: "encoder.batch",
     }
     with Fleet(common, folder) as fleet:
-        fleet.start_all(MODULE, DIPTYCH_GATEWAY_KEEPALIVE_S=str(KEEPALIVE_S))
+        fleet.start_all(encoder=MODULE, DIPTYCH_GATEWAY_KEEPALIVE_S=str(KEEPALIVE_S))
         yield fleet
 
 

@@ -14,6 +14,7 @@ from diptych.v1 import generation_pb2 as generation
 from cli.local_redis import LocalRedis
 from tests.exactness import cases
 from tests.harness import failure, gateway
+from tests.system.failpoints import FOLDER_VARIABLE, MODULE, NAME_VARIABLE, SLOW
 from tests.system.fleet import DECODERS, Fleet
 
 CONVERSATION = cases.user("", cases.picture(310), "Describe.").to_conversation()
@@ -30,11 +31,12 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture
 def fleet(checkpoint: Path, tmp_path: Path) -> Iterator[Fleet]:
-    """All of them, with a Redis between them."""
+    """All of them, with a Redis between them; the decoders take their time while there is a file `SLOW`."""
     with LocalRedis() as redis:
         common = {"DIPTYCH_MODEL": str(checkpoint), "DIPTYCH_CACHE_URL": redis.url}
+        common |= {NAME_VARIABLE: "decoder.step", FOLDER_VARIABLE: str(tmp_path)}
         with Fleet(common, tmp_path) as fleet:
-            fleet.start_all("services.encoder")
+            fleet.start_all(decoder=MODULE)
             yield fleet
 
 
@@ -56,7 +58,7 @@ def request(**options: Any) -> chat.StreamChatRequest:
     return chat.StreamChatRequest(conversation=CONVERSATION, generation=generation.Generation(**options))
 
 
-async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> None:
+async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet, tmp_path: Path) -> None:
     """kill -9 amid six answers: one without `resume` is UNAVAILABLE, and the others are as if nothing had happened.
 
     Then the other decoder is killed, too, and comes back: an answer goes on when it is there again.
@@ -65,6 +67,8 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
         whole = {way: await follow(stub.StreamChat(request(**WAYS[way])), asyncio.Event()) for way in WAYS}
         assert all(len(answer) > 100 for finished in whole.values() for answer in ids(finished))
 
+        slow = tmp_path / SLOW
+        slow.touch()  # so that no answer is over before all have begun
         begun = {way: asyncio.Event() for way in WAYS}
         mortal = {"max_tokens": 2000, "ignore_eos": True, "top_logprobs": 0}
         lost = asyncio.create_task(follow(stub.StreamChat(request(**mortal)), at_first := asyncio.Event()))
@@ -74,6 +78,7 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
         await asyncio.gather(*(event.wait() for event in begun.values()))
         assert (await fleet.num_sequences())[victim] > 3  # the rest has gone where there was less to do
         fleet.children[victim].kill()
+        slow.unlink()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await lost
         assert failure(caught.value).reason == "DECODER_UNAVAILABLE"
@@ -83,6 +88,7 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
             assert finished.usage.num_completion_tokens == whole[way].usage.num_completion_tokens
             assert finished.media_cache == [content.CACHE_RESULT_HIT]
 
+        slow.touch()
         again = asyncio.Event()
         last = asyncio.create_task(follow(stub.StreamChat(request(**WAYS["seeded"])), again))
         await again.wait()
@@ -90,5 +96,6 @@ async def test_answers_go_on_where_the_dead_decoder_stopped(fleet: Fleet) -> Non
         address = fleet.address(survivor)
         assert not last.done()
         fleet.children[survivor].kill()
-        fleet.start(survivor, "services.decoder", DIPTYCH_DECODER_LISTEN=address)
+        slow.unlink()
+        fleet.start(survivor, MODULE, DIPTYCH_DECODER_LISTEN=address)
         assert ids(await last) == ids(whole["seeded"])
