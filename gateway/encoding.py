@@ -79,7 +79,10 @@ class Encoding:
 
     async def find_for(self, job: EncodeJob) -> list[bytes] | None:
         """The same of an item to be encoded, which then need not be."""
-        return await self.find(job.item, job.media_key, job.encoder.width, job.caller.tenant)
+        keys = await self.find(job.item, job.media_key, job.encoder.width, job.caller.tenant)
+        if keys is not None:
+            self._suspects.note_encoded(job.media_key)
+        return keys
 
     async def encode(self, job: EncodeJob, write: Write, note: Note, *, inline: bool) -> None:
         """Have an item encoded and give the decoder its embeddings; `inline` sends the rows themselves.

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from time import monotonic
+from typing import TypeVar
 
 import grpc
 
@@ -13,10 +14,13 @@ from services.common.errors import InvalidRequest, Violation
 from .kinds import EncoderEndpoint, EncoderPool
 
 MAX_DEATHS = 2
+MAX_DEATHS_OF_ENCODED = 4  # what was encoded before has shown that it is not deadly; encoders die of other things, too
 MEMORY_S = 300.0
 MAX_CASES = 10_000
 RETURN_S = 3.0  # in which an encoder whose connection was cut is heard of again: gRPC tries every two seconds
 _LOSS_S = 0.2  # in which a connection is known to be lost after the call on it
+
+ValueT = TypeVar("ValueT")
 
 _LOST_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
@@ -31,21 +35,22 @@ class Suspects:
     """Counts, by media key, the encoders that were lost during an encode, but for those that are heard of again.
 
     Whoever was there when one was lost is tried again alone, one at a time, so that the guilty one does not take the
-    innocent with it; an encode that succeeds clears its media.
+    innocent with it; an encode that succeeds clears its media, and counts for them later.
     """
 
     def __init__(self, encoders: EncoderPool, clock: Callable[[], float] = monotonic) -> None:
         self._encoders = encoders
         self._clock = clock
         self._cases: dict[bytes, _Case] = {}
+        self._encoded: dict[bytes, None] = {}  # the latest MAX_CASES of them
         self._alone = asyncio.Lock()
 
     @asynccontextmanager
     async def trying(self, media_key: bytes, field: str, endpoint: EncoderEndpoint) -> AsyncIterator[None]:
-        """Around an encode at `endpoint`. Raises InvalidRequest at `field` for media that has killed MAX_DEATHS."""
+        """Around an encode at `endpoint`. Raises InvalidRequest at `field` for media that have killed too many."""
         async with self._alone if self._num_deaths(media_key) else nullcontext():
-            if self._num_deaths(media_key) >= MAX_DEATHS:
-                raise _refusal(field)
+            if self._is_guilty(media_key):
+                raise self._refusal(media_key, field)
             lost, was_lost, instance = endpoint.lost, endpoint.lost.is_set(), endpoint.instance
             try:
                 yield
@@ -53,17 +58,28 @@ class Suspects:
                 if error.code() in _LOST_CODES and not was_lost and await _comes(lost):
                     self._note_loss(media_key, instance)
                     if await self._has_killed(media_key, endpoint, may_return=bool(instance)):
-                        raise _refusal(field) from error
+                        raise self._refusal(media_key, field) from error
                 raise
-            self._cases.pop(media_key, None)
+            self.note_encoded(media_key)
+
+    def note_encoded(self, media_key: bytes) -> None:
+        """An encoder has made, or once made, the embeddings of these media, and lived."""
+        self._cases.pop(media_key, None)
+        _put_last(self._encoded, media_key, None)
 
     async def _has_killed(self, media_key: bytes, endpoint: EncoderEndpoint, *, may_return: bool) -> bool:
         """Whether as many have died as may; for that, the encoder that was lost last gets the time to be back."""
         with suppress(TimeoutError):
             async with asyncio.timeout(RETURN_S):
-                while may_return and self._num_deaths(media_key) >= MAX_DEATHS and not endpoint.instance:
+                while may_return and self._is_guilty(media_key) and not endpoint.instance:
                     await self._encoders.change.wait()
-        return self._num_deaths(media_key) >= MAX_DEATHS
+        return self._is_guilty(media_key)
+
+    def _is_guilty(self, media_key: bytes) -> bool:
+        return self._num_deaths(media_key) >= self._most_deaths(media_key)
+
+    def _most_deaths(self, media_key: bytes) -> int:
+        return MAX_DEATHS_OF_ENCODED if media_key in self._encoded else MAX_DEATHS
 
     def _num_deaths(self, media_key: bytes) -> int:
         lost = self._lost_with(media_key)
@@ -76,10 +92,12 @@ class Suspects:
 
     def _note_loss(self, media_key: bytes, instance: str) -> None:
         lost = (*self._lost_with(media_key), instance)
-        self._cases.pop(media_key, None)  # to the end: the oldest is the first to be forgotten
-        self._cases[media_key] = _Case(lost, self._clock() + MEMORY_S)
-        if len(self._cases) > MAX_CASES:
-            del self._cases[next(iter(self._cases))]
+        _put_last(self._cases, media_key, _Case(lost, self._clock() + MEMORY_S))
+
+    def _refusal(self, media_key: bytes, field: str) -> InvalidRequest:
+        num_deaths = self._most_deaths(media_key)
+        text = f"{num_deaths} encoders were lost while they worked on it; it is not tried again for some minutes"
+        return InvalidRequest([Violation(field, text, "ENCODER_LOST")])
 
 
 async def _comes(event: asyncio.Event) -> bool:
@@ -88,6 +106,9 @@ async def _comes(event: asyncio.Event) -> bool:
     return event.is_set()
 
 
-def _refusal(field: str) -> InvalidRequest:
-    text = f"{MAX_DEATHS} encoders were lost while they worked on it; it is not tried again for some minutes"
-    return InvalidRequest([Violation(field, text, "ENCODER_LOST")])
+def _put_last(known: dict[bytes, ValueT], media_key: bytes, value: ValueT) -> None:
+    """The oldest of too many is forgotten."""
+    known.pop(media_key, None)
+    known[media_key] = value
+    if len(known) > MAX_CASES:
+        del known[next(iter(known))]

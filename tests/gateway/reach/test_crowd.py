@@ -3,7 +3,8 @@
 import asyncio
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,10 +117,24 @@ async def test_a_retry_goes_to_another_decoder(model: Checkpoint) -> None:
         assert decoders[1].num_failures == 0
 
 
+async def answered_in_the_end(crowd: Crowd, conversation: content.Conversation) -> None:
+    """Ask until there is somebody again."""
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await chat(crowd, conversation)
+                return
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.05)
+
+
 class Deadly(FakeEncoder):
     """Dies of its first image."""
 
-    server: grpc.aio.Server | None
+    server: grpc.aio.Server | None = None
+    dying: "asyncio.Task[None]"
 
     async def _answer(self, header: Any, _context: Any) -> Any:
         assert self.server is not None
@@ -148,6 +163,7 @@ class CutOff(Deadly):
     """Loses its connections at its first image, and takes new ones; as another process if it is `reborn`."""
 
     address: str
+    successor: grpc.aio.Server
     reborn = False
 
     async def _answer(self, header: Any, context: Any) -> Any:
@@ -167,13 +183,23 @@ class CutOff(Deadly):
         await self.successor.start()
 
 
+@asynccontextmanager
+async def armed(crowd: Crowd, encoders: Sequence[CutOff], *, reborn: bool) -> AsyncIterator[None]:
+    """From now on each of them loses its connections at its next image."""
+    for encoder, server, endpoint in zip(encoders, crowd.servers, crowd.pools.encoders.endpoints, strict=True):
+        encoder.server, encoder.address, encoder.reborn = server, endpoint.address.removeprefix("ipv4:"), reborn
+    try:
+        yield
+    finally:
+        await asyncio.gather(*(encoder.dying for encoder in encoders))
+        await asyncio.gather(*(encoder.successor.stop(0) for encoder in encoders))
+
+
 @pytest.mark.parametrize("reborn", [False, True])
 async def test_encoders_that_were_only_cut_off_do_not_count(model: Checkpoint, *, reborn: bool) -> None:
     """An image whose two tries were cut off is answered when it comes again; refused if the encoders died meanwhile."""
     encoders = [CutOff(model), CutOff(model)]
-    async with crowded(model, encoders, [FakeDecoder(model)]) as crowd:
-        for encoder, server, endpoint in zip(encoders, crowd.servers, crowd.pools.encoders.endpoints, strict=True):
-            encoder.server, encoder.address, encoder.reborn = server, endpoint.address.removeprefix("ipv4:"), reborn
+    async with crowded(model, encoders, [FakeDecoder(model)]) as crowd, armed(crowd, encoders, reborn=reborn):
         code, reason, _, _ = await failing(chat(crowd, says(IMAGES[0])))
         if reborn:
             assert (code, reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_REQUEST")
@@ -181,7 +207,17 @@ async def test_encoders_that_were_only_cut_off_do_not_count(model: Checkpoint, *
             assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "ENCODER_UNAVAILABLE")
             await chat(crowd, says(IMAGES[0]))
         assert [len(encoder.headers) for encoder in encoders].count(1) == (2 if reborn else 1)
-        await asyncio.gather(*(encoder.successor.stop(0) for encoder in encoders))
+
+
+async def test_an_image_that_was_encoded_before_is_not_what_encoders_die_of(model: Checkpoint) -> None:
+    """Two that die of something else while they have it leave it unanswered, but not refused when it comes again."""
+    encoders = [CutOff(model), CutOff(model)]
+    async with crowded(model, encoders, [FakeDecoder(model)]) as crowd:
+        await chat(crowd, says(IMAGES[0]))
+        async with armed(crowd, encoders, reborn=True):
+            code, reason, _, _ = await failing(chat(crowd, says(IMAGES[0])))
+            assert (code, reason) == (grpc.StatusCode.UNAVAILABLE, "ENCODER_UNAVAILABLE")
+            await answered_in_the_end(crowd, says(IMAGES[0]))
 
 
 def without_weights(model: Checkpoint, folder: Path) -> Checkpoint:
