@@ -28,8 +28,9 @@ def violations(record: Record) -> Iterator[str]:
 def _of_the_end(attempt: Attempt) -> Iterator[str]:
     if attempt.num_ends != 1:
         yield f"ended {attempt.num_ends} times"
-    if attempt.elapsed_s > attempt.timeout_s + DEADLINE_GRACE_S:
-        yield f"ended {attempt.elapsed_s - attempt.timeout_s:.3f} s after its deadline"
+    late_s = attempt.elapsed_s - attempt.timeout_s
+    if late_s > DEADLINE_GRACE_S + attempt.timer_late_s:
+        yield f"ended {late_s:.3f} s after its deadline, with the client's own timers {attempt.timer_late_s:.3f} s late"
     if attempt.code == "OK" or (attempt.code == "CANCELLED" and attempt.cancel_after_s is not None):
         return
     if attempt.reason:
