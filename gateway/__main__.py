@@ -1,19 +1,15 @@
 """`python -m gateway`: parse, bind, run."""
 
 import asyncio
-import sys
 
 import grpc
 from diptych.v1 import chat_service_pb2, chat_service_pb2_grpc
 
-from services.common.allocator import keep_freed_memory
-from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.checkpoint import Checkpoint
 from services.common.collector import spare_what_is_loaded
-from services.common.grpc_batches import free_every_batch
 from services.common.heap import giving_back
-from services.common.logs import configure_logging
-from services.common.server import exit_on_stop_signals, install_stop_signals, serve
-from services.common.settings import parse_command_line
+from services.common.process import begin, exit_if_unusable
+from services.common.server import install_stop_signals, serve
 from services.common.telemetry.process import open_telemetry
 
 from .caller import guards_of
@@ -31,16 +27,9 @@ SERVICE_NAME = chat_service_pb2.DESCRIPTOR.services_by_name["ChatService"].full_
 
 def main() -> None:
     """Read the settings, serve until stopped. Exits with 2 when the settings or the checkpoint cannot be used."""
-    exit_on_stop_signals()
-    settings = parse_command_line(GatewaySettings, "The gateway: chat requests in, text out.")
-    configure_logging("gateway")
-    keep_freed_memory()
-    free_every_batch()
-    try:
+    settings = begin("gateway", GatewaySettings, "The gateway: chat requests in, text out.")
+    with exit_if_unusable(TemplateUnusableError, TokenizerError, ValueError):
         asyncio.run(run(settings))
-    except (CheckpointError, TemplateUnusableError, TokenizerError, ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(2) from None
 
 
 async def run(settings: GatewaySettings) -> None:

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TypeVar
 
 import grpc
+import structlog
 
 from services.common.errors import InvalidRequest, Violation
 
@@ -19,6 +20,8 @@ MEMORY_S = 300.0
 MAX_CASES = 10_000
 RETURN_S = 3.0  # in which an encoder whose connection was cut is heard of again: gRPC tries every two seconds
 _LOSS_S = 0.2  # in which a connection is known to be lost after the call on it
+
+log = structlog.get_logger()
 
 ValueT = TypeVar("ValueT")
 
@@ -57,7 +60,10 @@ class Suspects:
             except grpc.aio.AioRpcError as error:
                 if error.code() in _LOST_CODES and not was_lost and await _comes(lost):
                     self._note_loss(media_key, instance)
-                    if await self._has_killed(media_key, endpoint, may_return=bool(instance)):
+                    log.warning(
+                        "encoder lost with media", address=endpoint.address, field=field, digest=media_key.hex()
+                    )
+                    if await self._has_killed(media_key):
                         raise self._refusal(media_key, field) from error
                 raise
             self.note_encoded(media_key)
@@ -67,11 +73,11 @@ class Suspects:
         self._cases.pop(media_key, None)
         _put_last(self._encoded, media_key, None)
 
-    async def _has_killed(self, media_key: bytes, endpoint: EncoderEndpoint, *, may_return: bool) -> bool:
-        """Whether as many have died as may; for that, the encoder that was lost last gets the time to be back."""
+    async def _has_killed(self, media_key: bytes) -> bool:
+        """Whether as many have died as may; for that, encoders that are out of reach get the time to be back."""
         with suppress(TimeoutError):
             async with asyncio.timeout(RETURN_S):
-                while may_return and self._is_guilty(media_key) and not endpoint.instance:
+                while self._is_guilty(media_key) and not all(one.instance for one in self._encoders.endpoints):
                     await self._encoders.change.wait()
         return self._is_guilty(media_key)
 

@@ -18,7 +18,8 @@ ALLOWED_FIELDS = frozenset(
         "event", "level", "timestamp", "service", "logger", "request_id", "trace_id", "method", "peer",
         # what happened
         "address", "attempt", "cache", "code", "device", "digest", "dropped_fields", "dtype", "exception", "field",
-        "finish_reason", "frames", "grid", "kind", "model", "operation", "pid", "reason", "signal", "stack", "version",
+        "finish_reason", "frames", "grid", "job", "kernels", "kind", "model", "operation",
+        "pid", "reason", "signal", "stack", "version",
         # how much and how long
         "bytes", "duration_ms", "encode_ms", "queue_ms", "total_ms", "time_to_first_token_ms", "memory_bytes",
         "num_blocks", "num_bytes", "num_cached", "num_cached_tokens",

@@ -136,7 +136,7 @@ async def serve(  # noqa: PLR0913 -- what a server is given from outside
     health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
     await health_servicer.set_all(service_names, is_serving=readiness is None)
     reflection.enable_server_reflection([*service_names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    address, port = _bind(server, settings.listen, server_credentials(settings))
+    address, port = _bind(server, settings, "listen", server_credentials(settings))
     async with _plain_health(settings, health_servicer), _following(readiness, health_servicer, service_names):
         await server.start()
         try:
@@ -180,7 +180,7 @@ async def _plain_health(settings: ServerSettings, servicer: DrainingHealth) -> A
         return
     server = grpc.aio.server(options=server_options(MAX_HEALTH_REQUEST_BYTES))
     health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    address, _ = _bind(server, settings.health_listen, None)
+    address, _ = _bind(server, settings, "health_listen", None)
     await server.start()
     log.info("listening for health alone", address=address)
     try:
@@ -230,12 +230,17 @@ def _age_options(connection_age_s: tuple[float, float] | None) -> list[tuple[str
     ]
 
 
-def _bind(server: grpc.aio.Server, listen: str, credentials: grpc.ServerCredentials | None) -> tuple[str, int]:
+def _bind(
+    server: grpc.aio.Server, settings: ServerSettings, name: str, credentials: grpc.ServerCredentials | None
+) -> tuple[str, int]:
+    """Listen where the setting `name` says: the address, and its port. Raises OSError that names the variable."""
+    listen: str = getattr(settings, name)
     host, _, _ = listen.rpartition(":")
     try:
         port = server.add_secure_port(listen, credentials) if credentials else server.add_insecure_port(listen)
     except RuntimeError as error:
-        raise OSError(f"cannot listen on {listen}: the port is in use, or the address is not this machine's") from error
+        text = f"cannot listen on {listen}: the port is in use, or the address is not this machine's"
+        raise OSError(f"{variable_name(type(settings), name)}: {text}") from error
     return f"{host}:{port}", port
 
 

@@ -51,7 +51,10 @@ class TlsSettings(BaseSettings):
 
 
 def server_credentials(tls: TlsSettings) -> grpc.ServerCredentials | None:
-    """What a server listens with, None for plain text. Changed files hold from the next connection on."""
+    """What a server listens with, None for plain text. Changed files hold from the next connection on.
+
+    Raises OSError for files that cannot be used.
+    """
     if tls.tls_cert is None or tls.tls_key is None:
         return None
     files = _ServerFiles(tls.tls_cert, tls.tls_key, tls.tls_client_ca)
@@ -76,16 +79,22 @@ def watched_credentials(tls: TlsSettings) -> WatchedFiles[grpc.ChannelCredential
 
 
 def _usable_credentials(tls: TlsSettings) -> grpc.ChannelCredentials | None:
-    """Raises OSError for files that are no PEM or no pair; gRPC would fail at each handshake, and say so nowhere."""
     if tls.tls_ca is not None:
-        try:
-            context = ssl.create_default_context(cafile=tls.tls_ca)
-            if tls.tls_cert is not None:
-                context.load_cert_chain(tls.tls_cert, tls.tls_key, password="")  # or it would ask the terminal for one
-        except ssl.SSLError as error:
-            names = "DIPTYCH_TLS_CA, DIPTYCH_TLS_CERT or DIPTYCH_TLS_KEY"
-            raise OSError(f"{names}: {error.reason or 'cannot be used'}") from error
+        _require_usable(tls.tls_ca, "DIPTYCH_TLS_CA", tls.tls_cert, tls.tls_key)
     return channel_credentials(tls)
+
+
+def _require_usable(ca: Path | None, ca_variable: str, certificate: Path | None, key: Path | None) -> None:
+    """Raises OSError for files that are no PEM or no pair; gRPC would fail later, and not say of what."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        if ca is not None:
+            context.load_verify_locations(ca)
+        if certificate is not None:
+            context.load_cert_chain(certificate, key, password="")  # or it would ask the terminal for one
+    except ssl.SSLError as error:
+        names = f"{ca_variable}, DIPTYCH_TLS_CERT or DIPTYCH_TLS_KEY"
+        raise OSError(f"{names}: {error.reason or 'cannot be used'}") from error
 
 
 def follow_files(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
@@ -112,12 +121,14 @@ class _ServerFiles:
         self._stamps = self._look()
 
     def read(self) -> grpc.ServerCertificateConfiguration:
+        """What the files hold. Raises OSError when it cannot be used."""
+        _require_usable(self._client_ca, "DIPTYCH_TLS_CLIENT_CA", self._certificate, self._key)
         pair = (self._key.read_bytes(), self._certificate.read_bytes())
         client_ca = self._client_ca.read_bytes() if self._client_ca else None
         return grpc.ssl_server_certificate_configuration([pair], client_ca)
 
     def read_changed(self) -> grpc.ServerCertificateConfiguration | None:
-        """None while all is as it was; also while a file cannot be read, so that the last good ones stay in use."""
+        """None while all is as it was; also while files cannot be used, so that the last good ones stay in use."""
         try:
             stamps = self._look()
             if stamps == self._stamps:

@@ -5,17 +5,14 @@ import asyncio
 import structlog
 import torch
 
-from services.common.allocator import keep_freed_memory
 from services.common.cache import configured_cache
-from services.common.checkpoint import Checkpoint, CheckpointError
+from services.common.checkpoint import Checkpoint
 from services.common.collector import spare_what_is_loaded
-from services.common.grpc_batches import free_every_batch
 from services.common.heap import giving_back
 from services.common.kernel_caches import keep_few_kernels
-from services.common.logs import configure_logging
 from services.common.native import use_kernels
-from services.common.server import exit_on_stop_signals, install_stop_signals, serve
-from services.common.settings import parse_command_line
+from services.common.process import begin, exit_if_unusable
+from services.common.server import install_stop_signals, serve
 from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
 from services.decoder.assemble import build_decoder, useful_threads
@@ -53,18 +50,12 @@ async def run(settings: DecoderSettings) -> None:
 
 
 def main() -> None:
-    """The command."""
-    exit_on_stop_signals()
-    settings = parse_command_line(DecoderSettings, "Generates tokens from prompts and patch embeddings.")
-    configure_logging("decoder")
-    keep_freed_memory()
-    free_every_batch()
+    """Serve until stopped. Exits with 2 when the settings or the checkpoint cannot be used."""
+    settings = begin("decoder", DecoderSettings, "Generates tokens from prompts and patch embeddings.")
     keep_few_kernels()
     use_kernels(settings.kernels)
-    try:
+    with exit_if_unusable():
         asyncio.run(run(settings))
-    except CheckpointError as error:
-        raise SystemExit(f"DIPTYCH_MODEL: {error}") from error
 
 
 if __name__ == "__main__":

@@ -1,17 +1,12 @@
 """`python -m services.encoder`: parse, bind, run."""
 
 import asyncio
-import sys
 
-from services.common.allocator import keep_freed_memory
-from services.common.checkpoint import CheckpointError
 from services.common.collector import spare_what_is_loaded
-from services.common.grpc_batches import free_every_batch
 from services.common.kernel_caches import keep_few_kernels
-from services.common.logs import configure_logging
 from services.common.native import use_kernels
-from services.common.server import exit_on_stop_signals, install_stop_signals, serve
-from services.common.settings import parse_command_line
+from services.common.process import begin, exit_if_unusable
+from services.common.server import install_stop_signals, serve
 from services.common.telemetry.process import open_telemetry
 from services.common.threads import leave_computing_to_others
 from services.encoder.build import Loaded, encoder_service, load_model
@@ -36,26 +31,15 @@ async def run(settings: EncoderSettings, loaded: Loaded) -> None:
 
 
 def main() -> None:
-    """Exit code 2 when the settings, the checkpoint or the address cannot be used."""
-    exit_on_stop_signals()
-    settings = parse_command_line(EncoderSettings, "Turns images and videos into embeddings for the decoder.")
-    configure_logging("encoder")
-    keep_freed_memory()
-    free_every_batch()
+    """Serve until stopped. Exits with 2 when the settings or the checkpoint cannot be used."""
+    settings = begin("encoder", EncoderSettings, "Turns images and videos into embeddings for the decoder.")
     keep_few_kernels()
     use_kernels(settings.kernels)
-    try:
+    with exit_if_unusable():
         loaded = load_model(settings)
-    except CheckpointError as error:
-        print(f"DIPTYCH_MODEL: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    spare_what_is_loaded()
-    leave_computing_to_others()  # the model has a thread of its own from here on
-    try:
+        spare_what_is_loaded()
+        leave_computing_to_others()  # the model has a thread of its own from here on
         asyncio.run(run(settings, loaded))
-    except OSError as error:
-        print(f"DIPTYCH_ENCODER_LISTEN: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

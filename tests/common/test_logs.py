@@ -1,14 +1,18 @@
 """What reaches the logs."""
 
+import ast
 import json
 import logging
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
 import structlog
 
-from services.common.logs import configure_logging
+import gateway
+import services
+from services.common.logs import ALLOWED_FIELDS, configure_logging
 
 Written: TypeAlias = Callable[[Callable[[], object]], list[dict[str, Any]]]
 
@@ -63,3 +67,18 @@ def test_other_libraries_lose_their_text(written: Written) -> None:
     (line,) = written(lambda: logging.getLogger("some.library").warning("canary %s", "canary"))
     assert (line["logger"], line["level"]) == ("some.library", "warning")
     assert "canary" not in json.dumps(line)
+
+
+def test_no_event_of_ours_loses_a_field() -> None:
+    """Each field that the services log stands on the list."""
+    lost = {
+        f"{path}:{call.lineno}: {keyword.arg}"
+        for package in (gateway, services)
+        for path in Path(str(package.__file__)).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)
+        if isinstance(call.func.value, ast.Name) and call.func.value.id == "log"
+        for keyword in call.keywords
+        if keyword.arg not in ALLOWED_FIELDS | {"exc_info"}
+    }
+    assert not lost

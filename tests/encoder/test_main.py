@@ -30,15 +30,6 @@ def test_a_process_serves_and_drains(model: Path, tmp_path: Path) -> None:
         process.wait()
 
 
-def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
-    """Exit code 2 and one line with the variable's name."""
-    done = subprocess.run(
-        [*COMMAND, "--model", str(tmp_path / "none")], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("DIPTYCH_MODEL: ")
-
-
 def test_a_queue_smaller_than_an_item_is_refused(model: Path) -> None:
     """Limits that contradict each other fail at start by name."""
     done = subprocess.run(

@@ -55,16 +55,6 @@ def test_unsafe_settings_end_the_start(checkpoint: Path, arguments: list[str], n
     assert "Traceback" not in done.stderr
 
 
-def test_a_folder_that_is_no_checkpoint_is_said(tmp_path: Path) -> None:
-    """A model that cannot be used ends the process with one line."""
-    arguments = ["--model", str(tmp_path), "--encoder", "127.0.0.1:1", "--decoder", "127.0.0.1:1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-
-
 def test_serves_and_drains(checkpoint: Path, tmp_path: Path) -> None:
     """The process tells its address, is alive and not ready without its services, and stops at SIGTERM with 0."""
     ready = tmp_path / "ready"
