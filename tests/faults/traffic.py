@@ -3,14 +3,13 @@
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import grpc
 from diptych.v1 import chat_service_pb2 as chat
-from diptych.v1 import content_pb2 as content
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
 from google.rpc import error_details_pb2 as details
@@ -40,7 +39,6 @@ class Attempt:
     resumes: bool = False
     started_at: float = field(default_factory=time.monotonic)
     elapsed_s: float = 0.0
-    timer_late_s: float = 0.0  # how late a timer of this process was that was set for the deadline
     code: str = ""  # gRPC's name of the status; empty until it has ended
     num_ends: int = 0
     reason: str = ""  # ErrorInfo's, empty for a status that the client's own gRPC made
@@ -55,20 +53,6 @@ class Attempt:
         """The RPC has a status."""
         self.num_ends += 1
         self.code, self.elapsed_s = code.name, time.monotonic() - self.started_at
-
-    @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """It begins now. The client shares two cores with all services: its own gRPC is as late as its timers are."""
-
-        def note() -> None:
-            self.timer_late_s = time.monotonic() - self.started_at - self.timeout_s
-
-        self.started_at = time.monotonic()
-        timer = asyncio.get_running_loop().call_later(self.timeout_s, note)
-        try:
-            yield
-        finally:
-            timer.cancel()
 
 
 @dataclass
@@ -148,8 +132,28 @@ class Client:
         stub = self._stubs[gateway or attempt.gateway.name, question.tenant]
         options = _options(attempt, question)
         conversation = question.to_conversation(nonce)
-        with attempt.under_way():
-            await _ask(stub, attempt, conversation, options)
+        attempt.started_at = time.monotonic()
+        call: Any  # of two kinds, which end alike
+        if attempt.is_stream:
+            request = chat.StreamChatRequest(conversation=conversation, generation=options)
+            call = stub.StreamChat(request, timeout=attempt.timeout_s)
+            reading = _read_stream(call, attempt)
+        else:
+            whole = chat.ChatRequest(conversation=conversation, generation=options)
+            call = stub.Chat(whole, timeout=attempt.timeout_s)
+            reading = _read_answer(call, attempt)
+        if attempt.cancel_after_s is not None:
+            asyncio.get_running_loop().call_later(attempt.cancel_after_s, call.cancel)
+        try:
+            await reading
+            attempt.end(await call.code())
+        except asyncio.CancelledError:
+            if not call.cancelled():
+                raise  # it is this task that shall end
+            attempt.end(grpc.StatusCode.CANCELLED)
+        except grpc.aio.AioRpcError as error:
+            attempt.end(error.code())
+            _note_failure(attempt, rich_status(error))
 
 
 @asynccontextmanager
@@ -164,32 +168,6 @@ async def client_of(fleet: Fleet) -> AsyncIterator[Client]:
                 channel = await channels.enter_async_context(open_channel(target, token=fleet.tokens[tenant]))
                 stubs[name, tenant] = ChatServiceStub(channel)
         yield Client(fleet, stubs)
-
-
-async def _ask(
-    stub: ChatServiceStub, attempt: Attempt, conversation: content.Conversation, options: generation.Generation
-) -> None:
-    call: Any  # of two kinds, which end alike
-    if attempt.is_stream:
-        request = chat.StreamChatRequest(conversation=conversation, generation=options)
-        call = stub.StreamChat(request, timeout=attempt.timeout_s)
-        reading = _read_stream(call, attempt)
-    else:
-        whole = chat.ChatRequest(conversation=conversation, generation=options)
-        call = stub.Chat(whole, timeout=attempt.timeout_s)
-        reading = _read_answer(call, attempt)
-    if attempt.cancel_after_s is not None:
-        asyncio.get_running_loop().call_later(attempt.cancel_after_s, call.cancel)
-    try:
-        await reading
-        attempt.end(await call.code())
-    except asyncio.CancelledError:
-        if not call.cancelled():
-            raise  # it is this task that shall end
-        attempt.end(grpc.StatusCode.CANCELLED)
-    except grpc.aio.AioRpcError as error:
-        attempt.end(error.code())
-        _note_failure(attempt, rich_status(error))
 
 
 def _attempt(gateway: Replica, rng: random.Random, kind: Kind) -> Attempt:
@@ -208,23 +186,21 @@ async def ask_batch(stub: ChatServiceStub, asked: Sequence[Question], attempts: 
         chat.BatchChatItem(conversation=question.to_conversation(), generation=_options(attempt, question))
         for question, attempt in zip(asked, attempts, strict=True)
     ]
-    with ExitStack() as under_way:
+    for attempt in attempts:
+        attempt.is_stream, attempt.started_at = True, time.monotonic()
+    try:
+        async for event in stub.BatchChat(chat.BatchChatRequest(items=items), timeout=ATTEMPT_TIMEOUT_S):
+            _note_event(attempts[event.index], event)
+            if event.HasField("finished"):
+                attempts[event.index].end(grpc.StatusCode.OK)
+            elif event.HasField("failed"):
+                attempts[event.index].end(_code_of(event.failed))
+                _note_failure(attempts[event.index], event.failed)
+    except grpc.aio.AioRpcError as error:
         for attempt in attempts:
-            attempt.is_stream = True
-            under_way.enter_context(attempt.under_way())
-        try:
-            async for event in stub.BatchChat(chat.BatchChatRequest(items=items), timeout=ATTEMPT_TIMEOUT_S):
-                _note_event(attempts[event.index], event)
-                if event.HasField("finished"):
-                    attempts[event.index].end(grpc.StatusCode.OK)
-                elif event.HasField("failed"):
-                    attempts[event.index].end(_code_of(event.failed))
-                    _note_failure(attempts[event.index], event.failed)
-        except grpc.aio.AioRpcError as error:
-            for attempt in attempts:
-                if not attempt.num_ends:
-                    attempt.end(error.code())
-                    _note_failure(attempt, rich_status(error))
+            if not attempt.num_ends:
+                attempt.end(error.code())
+                _note_failure(attempt, rich_status(error))
 
 
 async def _read_stream(call: "grpc.aio.UnaryStreamCall[object, chat.StreamChatResponse]", attempt: Attempt) -> None:
