@@ -96,3 +96,11 @@ def test_what_streams_take_alone_is_seen_before_a_prompt_delays_them() -> None:
     pace.note(1, 0, seconds(1, 0, 0))
     assert 0 < pace.prefill_tokens(1, MOST) < 10
     assert pace.prefill_tokens(0, MOST) == MOST
+
+
+def test_a_crowd_of_short_prompts_is_let_in_together() -> None:
+    """Where a step takes as long for one row as for many, the first chunk beside streams has many."""
+    pace = Pace(MAX_STRETCH)
+    pace.note(0, 64, READ_S)
+    stream(pace, 1)
+    assert pace.prefill_tokens(1, MOST) > 40
