@@ -1,6 +1,7 @@
 """Media that encoders die of: refused once two have, so that a third does not."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -28,10 +29,13 @@ ValueT = TypeVar("ValueT")
 _LOST_CODES = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Case:
-    lost: tuple[str, ...]  # the encoders' instances
-    until: float
+    lost: tuple[str, ...] = ()  # the encoders' instances
+    noted_at: float = -math.inf  # when the last was lost
+
+
+_NO_CASE = _Case()
 
 
 class Suspects:
@@ -52,7 +56,7 @@ class Suspects:
     async def trying(self, media_key: bytes, field: str, endpoint: EncoderEndpoint) -> AsyncIterator[None]:
         """Around an encode at `endpoint`. Raises InvalidRequest at `field` for media that have killed too many."""
         async with self._alone if self._num_deaths(media_key) else nullcontext():
-            if self._is_guilty(media_key):
+            if await self._has_killed(media_key):
                 raise self._refusal(media_key, field)
             lost, was_lost, instance = endpoint.lost, endpoint.lost.is_set(), endpoint.instance
             try:
@@ -74,9 +78,10 @@ class Suspects:
         _put_last(self._encoded, media_key, None)
 
     async def _has_killed(self, media_key: bytes) -> bool:
-        """Whether as many have died as may; for that, encoders that are out of reach get the time to be back."""
+        """Whether as many have died as may; who is out of reach has RETURN_S from the last loss on to be back."""
+        left_s = self._case_of(media_key).noted_at + RETURN_S - self._clock()
         with suppress(TimeoutError):
-            async with asyncio.timeout(RETURN_S):
+            async with asyncio.timeout(max(0.0, left_s)):
                 while self._is_guilty(media_key) and not all(one.instance for one in self._encoders.endpoints):
                     await self._encoders.change.wait()
         return self._is_guilty(media_key)
@@ -88,17 +93,17 @@ class Suspects:
         return MAX_DEATHS_OF_ENCODED if media_key in self._encoded else MAX_DEATHS
 
     def _num_deaths(self, media_key: bytes) -> int:
-        lost = self._lost_with(media_key)
+        lost = self._case_of(media_key).lost
         living = {endpoint.instance for endpoint in self._encoders.endpoints} - {""} if lost else set()
         return sum(instance not in living for instance in lost)
 
-    def _lost_with(self, media_key: bytes) -> tuple[str, ...]:
-        case = self._cases.get(media_key)
-        return case.lost if case is not None and case.until > self._clock() else ()
+    def _case_of(self, media_key: bytes) -> _Case:
+        case = self._cases.get(media_key, _NO_CASE)
+        return case if case.noted_at + MEMORY_S > self._clock() else _NO_CASE
 
     def _note_loss(self, media_key: bytes, instance: str) -> None:
-        lost = (*self._lost_with(media_key), instance)
-        _put_last(self._cases, media_key, _Case(lost, self._clock() + MEMORY_S))
+        lost = (*self._case_of(media_key).lost, instance)
+        _put_last(self._cases, media_key, _Case(lost, self._clock()))
 
     def _refusal(self, media_key: bytes, field: str) -> InvalidRequest:
         num_deaths = self._most_deaths(media_key)
