@@ -69,11 +69,17 @@ class Endpoint(Generic[StubT, InfoT]):
     """Watches one address.
 
     `info` is what it last said of itself over the present connection, with `instance` the name of its process; `lost`
-    is set at the connection's end.
+    is set at the connection's end. `is_needed` says whether there is nobody else to call: then an open breaker does not
+    keep it from being asked how it is.
     """
 
     def __init__(
-        self, kind: Kind[StubT, InfoT], address: str, channel: grpc.aio.Channel, on_change: Callable[[], None]
+        self,
+        kind: Kind[StubT, InfoT],
+        address: str,
+        channel: grpc.aio.Channel,
+        on_change: Callable[[], None],
+        is_needed: Callable[[], bool],
     ) -> None:
         self.address = address
         self.info: InfoT | None = None
@@ -81,7 +87,7 @@ class Endpoint(Generic[StubT, InfoT]):
         self.breaker = CircuitBreaker()
         self.lost = asyncio.Event()
         self.lost.set()
-        self._kind, self._channel, self._on_change = kind, channel, on_change
+        self._kind, self._channel, self._on_change, self._is_needed = kind, channel, on_change, is_needed
         self.stub = kind.make_stub(channel)
         self._num_calls = 0
         self._refusals = Refusals()
@@ -187,7 +193,7 @@ class Endpoint(Generic[StubT, InfoT]):
 
     async def _poll(self) -> None:
         while True:
-            if self.breaker.may_probe:
+            if self.breaker.may_probe or self._is_needed():
                 await self._probe()
             await asyncio.sleep(POLL_S)
 

@@ -180,7 +180,8 @@ class Pool(Generic[StubT, InfoT]):
             renewal.cancel()
 
     def _opened(self, address: str) -> tuple[Endpoint[StubT, InfoT], asyncio.Task[None]]:
-        endpoint = Endpoint(self.kind, address, self._open_channel(address), self._note_change)
+        channel = self._open_channel(address)
+        endpoint = Endpoint(self.kind, address, channel, self._note_change, is_needed=lambda: not self.usable)
         return endpoint, asyncio.create_task(endpoint.watch())
 
     def _retire(self, address: str) -> None:

@@ -165,6 +165,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
     endless: bool = False
     has_prompt: bool = False
     num_running: int = 0
+    num_descriptions: int = 0  # how often it was asked what it is
     answers: asyncio.Event = field(default_factory=asyncio.Event)  # while it is clear, it tells nothing of itself
     prompts: list[decoder_service_pb2.Prompt] = field(default_factory=list)
     references: dict[int, list[bytes]] = field(default_factory=dict)
@@ -267,6 +268,7 @@ class FakeDecoder(decoder_service_pb2_grpc.DecoderServiceServicer):
         return decoder_service_pb2.GenerateResponse(tokens=delta)
 
     async def GetDecoderCapabilities(self, _request: Any, _context: Context) -> Any:
+        self.num_descriptions += 1
         await self.answers.wait()
         return decoder_service_pb2.GetDecoderCapabilitiesResponse(
             model=self.checkpoint.name,

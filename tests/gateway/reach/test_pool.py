@@ -102,6 +102,31 @@ async def test_an_endpoint_that_hangs_is_left_alone(decoders: Decoders, monkeypa
         await until(lambda: pool.usable == [endpoint])
 
 
+async def test_the_last_endpoint_is_not_left_alone_for_long(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long its circuit is to stay open, it is asked again while there is nobody else, and only then."""
+    monkeypatch.setattr("gateway.reach.endpoint.POLL_S", 0.02)
+    monkeypatch.setattr("gateway.reach.endpoint.PROBE_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("gateway.reach.breaker.FIRST_PAUSE_S", 1000.0)
+    decoders.hosts = ["127.0.0.1", "127.0.0.2"]
+    for host in decoders.hosts:
+        await decoders.start(host)
+    async with pool_of(decoders) as pool:
+        await until(lambda: len(pool.usable) == 2)
+        first, second = (decoders.fakes[host] for host in decoders.hosts)
+        first.answers.clear()
+        await until(lambda: len(pool.usable) == 1)
+        first.answers.set()
+        num_first, num_second = first.num_descriptions, second.num_descriptions
+        await until(lambda: second.num_descriptions > num_second + 3)
+        assert first.num_descriptions == num_first
+        second.answers.clear()
+        await until(lambda: not pool.usable)
+        second.answers.set()
+        await until(lambda: bool(pool.usable))
+
+
 async def test_what_a_restarted_endpoint_runs_is_asked_again(decoders: Decoders) -> None:
     """Nothing is taken over from an earlier process at the same address."""
     await decoders.start("127.0.0.1")
