@@ -1,7 +1,6 @@
 """Work that nobody waits for any more, and media that kill what reads them, beside requests of others."""
 
 import asyncio
-import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,20 +9,17 @@ import grpc
 import pytest
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import content_pb2 as content
-from diptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
 
 from cli.children import Child
-from services.common.channels import open_channel
-from tests.encoder.conftest import image_header, requests
 from tests.exactness import cases
 from tests.exactness.reference import Reference
 from tests.harness import Failure, ask, ask_until_back, failure, gateway, metrics, wait_until
 from tests.hostile.videos import hidden_frames
 
-LARGE = 1260  # pixels a side: long enough in the encoder for deadlines to pass meanwhile
+LARGE = 1260  # pixels a side: long enough in the encoder to be found there
 PART = "conversation.messages[0].parts[0]"
 ENCODED, BEGUN = "diptych_encoder_batch_patches_sum", "diptych_decoder_prompt_tokens_total"
-UNDER_WAY, WAITING = "diptych_encoder_queued_patches", "diptych_encoder_slices_waiting"
+UNDER_WAY = "diptych_encoder_queued_patches"
 RUNNING = "diptych_decoder_requests_running"
 
 
@@ -115,28 +111,6 @@ async def test_neighbours_of_a_file_that_kills_its_workers(fleet: Fleet, referen
             assert answer.token_ids == reference.generate(one, 4)[1]
     deaths = [event for event in fleet.gateway.events() if event["event"] == "worker ended"]
     assert len(deaths) == 2
-
-
-async def encode(encoder: Child, data: bytes, side: int, timeout_s: float = 60.0) -> None:
-    """Have a picture encoded by one encoder, past the gateway."""
-    header = image_header(data, side, side, media_key=hashlib.sha256(data).digest())
-    async with open_channel(str(encoder.address)) as channel:
-        async for _ in EncoderServiceStub(channel).Encode(requests(header, data), timeout=timeout_s):
-            pass
-
-
-async def test_the_encoder_does_not_start_what_has_expired(fleet: Fleet) -> None:
-    """A picture whose caller's time ends while larger ones are before it never goes through the model."""
-    encoder = fleet.encoders[0]
-    before = metrics(encoder)[ENCODED]
-    larger = [asyncio.create_task(encode(encoder, cases.drawing(LARGE, LARGE, seed), LARGE)) for seed in (720, 721)]
-    await asyncio.to_thread(wait_until, lambda: metrics(encoder)[WAITING] > 0, "one is in the model and one waits")
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await encode(encoder, cases.drawing(56, 56, 722), 56, timeout_s=0.2)
-    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await asyncio.gather(*larger)
-    await encode(encoder, cases.drawing(56, 56, 723), 56)
-    assert metrics(encoder)[ENCODED] - before == 2 * (LARGE // 14) ** 2 + 4 * 4
 
 
 async def test_the_decoder_does_not_start_what_has_expired(fleet: Fleet) -> None:

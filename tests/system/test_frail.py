@@ -1,6 +1,7 @@
-"""An encoder that fails at one picture of a batch, a decoder that hangs: what others see of it."""
+"""An encoder that fails at one picture of a batch or is kept busy, a decoder that hangs: what others see of it."""
 
 import asyncio
+import hashlib
 import signal
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +12,12 @@ import pytest
 from diptych.v1 import chat_service_pb2 as chat
 from diptych.v1 import generation_pb2 as generation
 from diptych.v1.chat_service_pb2_grpc import ChatServiceStub
+from diptych.v1.encoder_service_pb2_grpc import EncoderServiceStub
 from PIL import Image
 
+from cli.children import Child
+from services.common.channels import open_channel
+from tests.encoder.conftest import image_header, requests
 from tests.exactness import cases
 from tests.exactness.reference import Reference
 from tests.faults.stage import Stream, first_text
@@ -22,7 +27,7 @@ from tests.system.fleet import Fleet
 
 KEEPALIVE_S, MARGIN_S = 1.0, 2.0
 BEGUN = "diptych_decoder_prompt_tokens_total"
-WAITING = "diptych_encoder_slices_waiting"
+WAITING, ENCODED = "diptych_encoder_slices_waiting", "diptych_encoder_batch_patches_sum"
 TEXT = cases.user("", "What can you see?").to_conversation()
 GREEDY = generation.Generation(max_tokens=6, temperature=0.0)
 
@@ -91,6 +96,32 @@ async def test_one_bad_picture_of_a_batch_fails_alone(
     assert answers == [reference.generate(case, GREEDY.max_tokens)[1] for case in good]
     sizes = [event["num_slices"] for event in encoder.events() if event["event"] == "batch failed"]
     assert (sizes[0], sizes[-1]) == (4, 1)
+
+
+async def encode(encoder: Child, data: bytes, side: int, timeout_s: float = 60.0) -> None:
+    """Have a picture encoded, past the gateway."""
+    header = image_header(data, side, side, media_key=hashlib.sha256(data).digest())
+    async with open_channel(str(encoder.address)) as channel:
+        async for _ in EncoderServiceStub(channel).Encode(requests(header, data), timeout=timeout_s):
+            pass
+
+
+async def test_the_encoder_does_not_start_what_has_expired(fleet: Fleet) -> None:
+    """A picture whose caller's time ends while another one is in the model never goes through it."""
+    encoder = fleet.children["encoder"]
+    held, go_on = (encoder.log.parent / name for name in (HELD, GO_ON))
+    for sign in (held, go_on):
+        sign.unlink(missing_ok=True)
+    before = metrics(encoder)[ENCODED]
+    busy = asyncio.create_task(encode(encoder, cases.encode(Image.new("RGB", (112, 112), HOLDS), "PNG"), 112))
+    await asyncio.to_thread(wait_until, held.exists, "the model is kept busy")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await encode(encoder, cases.drawing(56, 56, 722), 56, timeout_s=0.3)
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    go_on.touch()
+    await busy
+    await encode(encoder, cases.drawing(56, 56, 723), 56)
+    assert metrics(encoder)[ENCODED] - before == 8 * 8 + 4 * 4
 
 
 def stream(stub: ChatServiceStub, num_tokens: int, *, resume: bool = False) -> Stream:
