@@ -16,6 +16,7 @@ _OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),  # else it shares another channel's connection, and its wait for the next try
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
 ]
 
@@ -32,9 +33,10 @@ def open_channel(  # noqa: PLR0913 -- what a channel is opened with
     """A channel to every address behind `address` ("host:port" or a gRPC target such as "dns:///encoder:50051").
 
     Calls go round those that are healthy, so that a draining server gets no new ones. A peer that hangs or is gone is
-    noticed within twice `keepalive_s`, and reconnects are tried at least every two seconds. TLS with `credentials`;
-    each call carries `token` if there is one. `authority` stands for the address where that was looked up before:
-    certificates must name its host. A message of more than `max_send_bytes` fails here; -1 leaves it to the receiver.
+    noticed within twice `keepalive_s`, and reconnects are tried at least every two seconds; the first try is at once,
+    whatever another channel to the same address waits for. TLS with `credentials`; each call carries `token` if there
+    is one. `authority` stands for the address where that was looked up before: certificates must name its host. A
+    message of more than `max_send_bytes` fails here; -1 leaves it to the receiver.
     """
     options = [*_OPTIONS, *_keepalive_options(keepalive_s), ("grpc.max_send_message_length", max_send_bytes)]
     if authority:

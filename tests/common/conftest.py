@@ -41,6 +41,7 @@ def serving() -> Serving:
         grace_s: float = 10,
         notice_s: float = 0,
         guards: Sequence[Guard] = (),
+        listen: str = "127.0.0.1:0",
         settings_class: type[ServerSettings] = ServerSettings,
         **more: Any,
     ) -> AsyncIterator[Running]:
@@ -49,7 +50,7 @@ def serving() -> Serving:
 
         bound: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         stop = asyncio.Event()
-        settings = settings_class(listen="127.0.0.1:0", drain_grace_s=grace_s, drain_notice_s=notice_s, **more)
+        settings = settings_class(listen=listen, drain_grace_s=grace_s, drain_notice_s=notice_s, **more)
         ready = bound.set_result
         task = asyncio.create_task(serve(settings, register, [SERVICE], stop=stop, on_ready=ready, guards=guards))
         yield Running(await asyncio.wait_for(bound, 5), stop, task)

@@ -131,6 +131,18 @@ async def test_no_call_fails_while_one_of_two_servers_drains(serving: Any) -> No
         assert {await who(b"") for _ in range(10)} == {b"b"}
 
 
+async def test_a_new_channel_connects_at_once(serving: Any) -> None:
+    """What another channel found at an address before is not held against who listens there now."""
+    async with serving(named(b"first")) as first:
+        address = first.address
+    async with open_channel(address) as waiting:
+        while (state := waiting.get_state(try_to_connect=True)) is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            await waiting.wait_for_state_change(state)
+        async with serving(named(b"second"), listen=address), open_channel(address) as channel:
+            who: Any = channel.unary_unary("/test.Service/who")
+            assert await who(b"", timeout=5) == b"second"
+
+
 async def test_a_channel_comes_back(serving: Any) -> None:
     """Calls work again within two seconds of a server's return."""
     done = asyncio.Event()
